@@ -1,0 +1,291 @@
+//! Which master key tuples (MKTs) protect which peers.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::net::IpAddr;
+use core::ops::RangeInclusive;
+
+use crate::crypto::{Algorithm, MasterKey};
+
+/// A master key tuple (RFC 5925 §3.1), without its connection identifier: that is the peer's.
+#[derive(Debug)]
+pub struct Mkt {
+    /// KeyID this end puts into segments it sends with this MKT.
+    pub send_id: u8,
+    /// KeyID this end expects in segments it receives with this MKT.
+    pub recv_id: u8,
+    /// Algorithm for both the KDF and the MAC.
+    pub algorithm: Algorithm,
+    /// The secret that the traffic keys are derived from.
+    pub master_key: MasterKey,
+    /// Whether TCP options other than TCP-AO are covered by the MAC.
+    pub include_options: bool,
+}
+
+/// An address prefix. Host bits are zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Prefix {
+    address: IpAddr,
+    length: u8,
+}
+
+/// Why a prefix was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PrefixError {
+    /// Longer than the address.
+    #[error("prefix length {0} is above {1}")]
+    TooLong(u8, u8),
+    /// Bits are set beyond the prefix length.
+    #[error("address bits are set beyond the prefix length")]
+    HostBits,
+}
+
+impl Prefix {
+    /// A prefix of `length` bits.
+    ///
+    /// # Errors
+    /// When the length exceeds the address, or address bits beyond it are set.
+    pub fn new(address: IpAddr, length: u8) -> Result<Self, PrefixError> {
+        let bits = bits_of(address);
+        if length > bits {
+            return Err(PrefixError::TooLong(length, bits));
+        }
+        let prefix = Self { address, length };
+        if prefix.masked(value_of(address)) != value_of(address) {
+            return Err(PrefixError::HostBits);
+        }
+        Ok(prefix)
+    }
+
+    /// The prefix that holds exactly one address.
+    #[must_use]
+    pub fn host(address: IpAddr) -> Self {
+        Self { address, length: bits_of(address) }
+    }
+
+    /// The network address.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Prefix length in bits.
+    #[must_use]
+    pub fn length(&self) -> u8 {
+        self.length
+    }
+
+    /// Whether the prefix holds one address only.
+    #[must_use]
+    pub fn is_host(&self) -> bool {
+        self.length == bits_of(self.address)
+    }
+
+    /// Whether `address` lies in the prefix.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.address.is_ipv4() == address.is_ipv4()
+            && self.masked(value_of(address)) == value_of(self.address)
+    }
+
+    fn masked(&self, value: u128) -> u128 {
+        let free = u32::from(bits_of(self.address) - self.length);
+        value.checked_shr(free).and_then(|kept| kept.checked_shl(free)).unwrap_or(0)
+    }
+}
+
+impl core::fmt::Display for Prefix {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        if self.is_host() {
+            write!(f, "{}", self.address)
+        } else {
+            write!(f, "{}/{}", self.address, self.length)
+        }
+    }
+}
+
+fn bits_of(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+fn value_of(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u128::from(u32::from(v4)),
+        IpAddr::V6(v6) => u128::from(v6),
+    }
+}
+
+/// Which connections a peer entry is about: the connection identifier of an MKT with its
+/// wildcards (RFC 5925 §3.1), plus the L3 domain and link that RFC 5925 leaves to the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selector {
+    /// Addresses of the far end.
+    pub remote: Prefix,
+    /// Address of this end; any when absent.
+    pub local: Option<IpAddr>,
+    /// Protected ports, matched as source or destination port.
+    pub ports: RangeInclusive<u16>,
+    /// Interface index of the link, for link-local peers; any when absent.
+    pub interface: Option<u32>,
+    /// Interface index of the L3 master (VRF); any domain when absent, 0 is the default one.
+    pub domain: Option<u32>,
+}
+
+impl Selector {
+    /// Whether the selector covers a connection.
+    #[must_use]
+    pub fn matches(&self, connection: &ConnectionId) -> bool {
+        self.remote.contains(connection.remote)
+            && self.local.is_none_or(|local| local == connection.local)
+            && (self.ports.contains(&connection.remote_port)
+                || self.ports.contains(&connection.local_port))
+            && self.interface.is_none_or(|index| index == connection.interface)
+            && self.domain.is_none_or(|domain| domain == connection.domain)
+    }
+
+    /// Whether some connection is covered by both selectors with equal precedence, so that
+    /// neither could be preferred.
+    #[must_use]
+    pub fn conflicts(&self, other: &Self) -> bool {
+        self.remote == other.remote
+            && self.local == other.local
+            && self.ports.start() <= other.ports.end()
+            && other.ports.start() <= self.ports.end()
+            && self.interface == other.interface
+            && self.domain == other.domain
+    }
+
+    /// Order of precedence among selectors that cover the same connection: the longest prefix
+    /// first, then the one that says more.
+    fn precedence(&self) -> (u8, bool, bool, bool) {
+        (
+            self.remote.length(),
+            self.local.is_some(),
+            self.interface.is_some(),
+            self.domain.is_some(),
+        )
+    }
+}
+
+/// Identifies one TCP connection, seen from this end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId {
+    /// Interface index of the L3 master (VRF) the connection lives in; 0 is the default domain.
+    pub domain: u32,
+    /// Interface index of the link when an address is link-local, else 0.
+    pub interface: u32,
+    /// Address of this end.
+    pub local: IpAddr,
+    /// Address of the far end.
+    pub remote: IpAddr,
+    /// Port of this end.
+    pub local_port: u16,
+    /// Port of the far end.
+    pub remote_port: u16,
+}
+
+/// A configured peer.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Name given by the operator.
+    pub name: Arc<str>,
+    /// Its connections.
+    pub selector: Selector,
+    /// Its MKTs in order of preference: the first is current_key and rnext_key of a new
+    /// connection.
+    pub keys: Vec<Arc<Mkt>>,
+    /// Lowest TTL or hop limit accepted from it (RFC 5082); 0 accepts all.
+    pub ttl_min: u8,
+}
+
+/// Why a policy was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// Two MKTs of one peer share a SendID.
+    #[error("peer {peer:?} has two keys with send_id {id}")]
+    DuplicateSendId {
+        /// The peer.
+        peer: Arc<str>,
+        /// The SendID.
+        id: u8,
+    },
+    /// Two MKTs of one peer share a RecvID.
+    #[error("peer {peer:?} has two keys with recv_id {id}")]
+    DuplicateRecvId {
+        /// The peer.
+        peer: Arc<str>,
+        /// The RecvID.
+        id: u8,
+    },
+    /// Two peers cover the same connections with the same precedence.
+    #[error("peers {first:?} and {second:?} cover the same connections")]
+    Ambiguous {
+        /// The one named first.
+        first: Arc<str>,
+        /// The one named later.
+        second: Arc<str>,
+    },
+}
+
+/// All configured peers. Cheap to share, never changed in place.
+#[derive(Debug, Default)]
+pub struct Policy {
+    /// Sorted by precedence, highest first.
+    peers: Vec<Arc<Peer>>,
+}
+
+impl Policy {
+    /// Builds the policy.
+    ///
+    /// # Errors
+    /// When IDs within a peer or selectors of two peers overlap (RFC 5925 §3.1: "MKTs that match
+    /// the same connection MUST NOT share a KeyID").
+    pub fn new(peers: Vec<Peer>) -> Result<Self, PolicyError> {
+        for (index, peer) in peers.iter().enumerate() {
+            check_ids(peer)?;
+            if let Some(first) =
+                peers.iter().take(index).find(|first| first.selector.conflicts(&peer.selector))
+            {
+                return Err(PolicyError::Ambiguous {
+                    first: first.name.clone(),
+                    second: peer.name.clone(),
+                });
+            }
+        }
+        let mut peers: Vec<Arc<Peer>> = peers.into_iter().map(Arc::new).collect();
+        peers.sort_by_key(|peer| core::cmp::Reverse(peer.selector.precedence()));
+        Ok(Self { peers })
+    }
+
+    /// The peer entry a connection belongs to: the longest prefix, then the one that says more.
+    #[must_use]
+    pub fn find(&self, connection: &ConnectionId) -> Option<&Arc<Peer>> {
+        self.peers.iter().find(|peer| peer.selector.matches(connection))
+    }
+
+    /// All peers, by precedence.
+    #[must_use]
+    pub fn peers(&self) -> &[Arc<Peer>] {
+        &self.peers
+    }
+}
+
+fn check_ids(peer: &Peer) -> Result<(), PolicyError> {
+    for (index, key) in peer.keys.iter().enumerate() {
+        for earlier in peer.keys.iter().take(index) {
+            if earlier.send_id == key.send_id {
+                return Err(PolicyError::DuplicateSendId {
+                    peer: peer.name.clone(),
+                    id: key.send_id,
+                });
+            }
+            if earlier.recv_id == key.recv_id {
+                return Err(PolicyError::DuplicateRecvId {
+                    peer: peer.name.clone(),
+                    id: key.recv_id,
+                });
+            }
+        }
+    }
+    Ok(())
+}

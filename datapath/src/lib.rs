@@ -1,0 +1,4 @@
+//! The backends that put TCP-AO onto a daemon's sessions.
+
+pub mod report;
+pub mod settings;

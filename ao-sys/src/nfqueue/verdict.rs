@@ -1,0 +1,337 @@
+//! Verdicts for a batch in one system call.
+
+use std::io::{self, IoSlice};
+
+use super::Queue;
+use super::message::{self, VERDICT, VERDICT_BATCH};
+
+const DROP: u32 = libc::NF_DROP as u32;
+const ACCEPT: u32 = libc::NF_ACCEPT as u32;
+
+/// Octets of packets that go out in one call at most; the rest follows in another.
+const CHUNK: usize = 512 * 1024;
+
+/// The longest packet an attribute can carry.
+const LONGEST: usize = u16::MAX as usize - message::ATTRIBUTE_HEADER;
+
+/// Encodes verdicts; lasts from batch to batch.
+#[derive(Debug, Default)]
+pub struct VerdictBuffer {
+    /// All messages of the call without the packets they carry.
+    headers: Vec<u8>,
+    /// Where in `headers` the packets belong, in order.
+    cuts: Vec<usize>,
+    /// Every packet up to this number has its verdict, in `run` at the latest.
+    settled: u32,
+    /// Verdicts that are not in `headers` yet.
+    run: Option<Run>,
+    /// Number of the queue.
+    queue: u16,
+}
+
+/// Packets with consecutive numbers and the same verdict.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    first: u32,
+    last: u32,
+    verdict: u32,
+    mark: Option<u32>,
+}
+
+impl VerdictBuffer {
+    /// Adds the verdict on a packet that passes as it is, or not at all.
+    fn settle(&mut self, id: u32, verdict: u32, mark: Option<u32>) {
+        if let Some(run) = &mut self.run
+            && id == run.last.wrapping_add(1)
+            && (verdict, mark) == (run.verdict, run.mark)
+        {
+            run.last = id;
+            self.settled = id;
+            return;
+        }
+        self.advance_to(id);
+        self.run = Some(Run {
+            first: id,
+            last: id,
+            verdict,
+            mark,
+        });
+    }
+
+    /// Adds a message that lets packet `id` pass with other contents, `length` octets that the
+    /// caller provides.
+    fn replace(&mut self, id: u32, mark: Option<u32>, length: usize) {
+        self.advance_to(id);
+        let start = self.put_verdict(VERDICT, ACCEPT, id, mark);
+        message::open_attribute(&mut self.headers, libc::NFQA_PAYLOAD, length);
+        message::finish(&mut self.headers, start, length);
+        self.cuts.push(self.headers.len());
+        let padding = message::aligned(length) - length;
+        self.headers.resize(self.headers.len() + padding, 0);
+    }
+
+    /// Ends the run, and drops what lies between the last settled packet and `id`: packets whose
+    /// message never reached us in a readable form. Without this, a later batch verdict would
+    /// release them.
+    fn advance_to(&mut self, id: u32) {
+        self.end_run();
+        let before = id.wrapping_sub(1);
+        if before.wrapping_sub(self.settled).cast_signed() > 0 {
+            self.put(VERDICT_BATCH, DROP, before, None);
+        }
+        self.settled = id;
+    }
+
+    fn end_run(&mut self) {
+        if let Some(Run {
+            first,
+            last,
+            verdict,
+            mark,
+        }) = self.run.take()
+        {
+            let kind = if first == last {
+                VERDICT
+            } else {
+                VERDICT_BATCH
+            };
+            self.put(kind, verdict, last, mark);
+        }
+    }
+
+    fn put(&mut self, kind: u16, verdict: u32, id: u32, mark: Option<u32>) {
+        let start = self.put_verdict(kind, verdict, id, mark);
+        message::finish(&mut self.headers, start, 0);
+    }
+
+    /// Appends a message without its length; returns where it starts.
+    fn put_verdict(&mut self, kind: u16, verdict: u32, id: u32, mark: Option<u32>) -> usize {
+        let start = self.headers.len();
+        message::begin(&mut self.headers, kind, 0, self.queue);
+        message::open_attribute(&mut self.headers, libc::NFQA_VERDICT_HDR, 8);
+        self.headers.extend_from_slice(&verdict.to_be_bytes());
+        self.headers.extend_from_slice(&id.to_be_bytes());
+        if let Some(mark) = mark {
+            message::put(&mut self.headers, libc::NFQA_MARK, &mark.to_be_bytes());
+        }
+        start
+    }
+
+    fn clear(&mut self) {
+        self.headers.clear();
+        self.cuts.clear();
+    }
+}
+
+/// Collects the verdicts of one batch, which must come in the order the packets came in. The
+/// packets themselves are sent from where they are.
+#[derive(Debug)]
+pub struct Verdicts<'a> {
+    queue: &'a Queue,
+    buffer: &'a mut VerdictBuffer,
+    payloads: Vec<&'a [u8]>,
+    payload_octets: usize,
+    outcome: io::Result<()>,
+}
+
+impl<'a> Verdicts<'a> {
+    /// Begins the verdicts of a batch. A buffer belongs to one queue from its first use on.
+    #[must_use]
+    pub fn new(queue: &'a Queue, buffer: &'a mut VerdictBuffer) -> Self {
+        buffer.queue = queue.number();
+        let payloads = Vec::with_capacity(super::BATCH);
+        Self {
+            queue,
+            buffer,
+            payloads,
+            payload_octets: 0,
+            outcome: Ok(()),
+        }
+    }
+
+    /// Lets a packet pass as it came, with another mark if given.
+    pub fn accept(&mut self, id: u32, mark: Option<u32>) {
+        self.buffer.settle(id, ACCEPT, mark);
+    }
+
+    /// Lets a packet pass with other contents, and with another mark if given. Contents that no
+    /// message can carry (above 65,531 octets) are dropped.
+    pub fn replace(&mut self, id: u32, mark: Option<u32>, contents: &'a [u8]) {
+        if contents.len() > LONGEST {
+            return self.drop(id);
+        }
+        self.buffer.replace(id, mark, contents.len());
+        self.payloads.push(contents);
+        self.payload_octets += contents.len();
+        if self.payload_octets >= CHUNK {
+            self.flush();
+        }
+    }
+
+    /// Drops a packet.
+    pub fn drop(&mut self, id: u32) {
+        self.buffer.settle(id, DROP, None);
+    }
+
+    /// Hands the verdicts to the kernel.
+    ///
+    /// # Errors
+    /// When the kernel did not take them all; the packets concerned are dropped.
+    pub fn send(mut self) -> io::Result<()> {
+        self.buffer.end_run();
+        self.flush();
+        self.outcome
+    }
+
+    fn flush(&mut self) {
+        if self.buffer.headers.is_empty() {
+            return;
+        }
+        let mut parts = Vec::with_capacity(2 * self.payloads.len() + 1);
+        let mut from = 0;
+        for (&cut, payload) in self.buffer.cuts.iter().zip(&self.payloads) {
+            parts.push(IoSlice::new(
+                self.buffer.headers.get(from..cut).unwrap_or_default(),
+            ));
+            parts.push(IoSlice::new(payload));
+            from = cut;
+        }
+        parts.push(IoSlice::new(
+            self.buffer.headers.get(from..).unwrap_or_default(),
+        ));
+        let sent = self.queue.send(&parts);
+        self.buffer.clear();
+        self.payloads.clear();
+        self.payload_octets = 0;
+        if let Err(error) = sent {
+            // What has no verdict would fill the queue, so it is dropped; this message is tiny.
+            self.buffer
+                .put(VERDICT_BATCH, DROP, self.buffer.settled, None);
+            let retry = self.queue.send(&[IoSlice::new(&self.buffer.headers)]);
+            self.buffer.clear();
+            self.outcome = retry.and(Err(error));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Type, verdict, ID and mark of each message, payloads left out.
+    fn decode(buffer: &VerdictBuffer) -> Vec<(u16, u32, u32, Option<u32>)> {
+        let word = |at: usize| buffer.headers[at..at + 4].try_into().unwrap();
+        let mut messages = Vec::new();
+        let mut at = 0;
+        while at < buffer.headers.len() {
+            let length = u32::from_ne_bytes(word(at)) as usize;
+            let kind = u16::from_ne_bytes(buffer.headers[at + 4..at + 6].try_into().unwrap());
+            let verdict = u32::from_be_bytes(word(at + 24));
+            let id = u32::from_be_bytes(word(at + 28));
+            let mark = (length >= 40).then(|| u32::from_be_bytes(word(at + 36)));
+            messages.push((kind & 0xff, verdict, id, mark));
+            at += length;
+        }
+        messages
+    }
+
+    const SINGLE: u16 = VERDICT & 0xff;
+    const BATCH: u16 = VERDICT_BATCH & 0xff;
+
+    #[test]
+    fn a_run_of_accepts_is_one_message() {
+        let mut buffer = VerdictBuffer::default();
+        for id in 1..=5 {
+            buffer.settle(id, ACCEPT, Some(8));
+        }
+        buffer.end_run();
+        assert_eq!(decode(&buffer), [(BATCH, ACCEPT, 5, Some(8))]);
+    }
+
+    #[test]
+    fn another_mark_or_verdict_ends_a_run() {
+        let mut buffer = VerdictBuffer::default();
+        buffer.settle(1, ACCEPT, None);
+        buffer.settle(2, ACCEPT, Some(8));
+        buffer.settle(3, DROP, None);
+        buffer.settle(4, DROP, None);
+        buffer.end_run();
+        assert_eq!(
+            decode(&buffer),
+            [
+                (SINGLE, ACCEPT, 1, None),
+                (SINGLE, ACCEPT, 2, Some(8)),
+                (BATCH, DROP, 4, None)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_gap_is_dropped_before_a_later_packet_is_accepted() {
+        let mut buffer = VerdictBuffer::default();
+        buffer.settle(1, ACCEPT, None);
+        buffer.settle(4, ACCEPT, None);
+        buffer.settle(5, ACCEPT, None);
+        buffer.end_run();
+        assert_eq!(
+            decode(&buffer),
+            [
+                (SINGLE, ACCEPT, 1, None),
+                (BATCH, DROP, 3, None),
+                (BATCH, ACCEPT, 5, None)
+            ]
+        );
+    }
+
+    #[test]
+    fn an_unread_first_packet_is_dropped() {
+        let mut buffer = VerdictBuffer::default();
+        buffer.settle(2, ACCEPT, None);
+        buffer.end_run();
+        assert_eq!(
+            decode(&buffer),
+            [(BATCH, DROP, 1, None), (SINGLE, ACCEPT, 2, None)]
+        );
+    }
+
+    #[test]
+    fn numbers_may_wrap() {
+        let mut buffer = VerdictBuffer {
+            settled: u32::MAX - 1,
+            ..Default::default()
+        };
+        buffer.settle(u32::MAX, ACCEPT, None);
+        buffer.settle(0, ACCEPT, None);
+        buffer.settle(2, ACCEPT, None);
+        buffer.end_run();
+        assert_eq!(
+            decode(&buffer),
+            [
+                (BATCH, ACCEPT, 0, None),
+                (BATCH, DROP, 1, None),
+                (SINGLE, ACCEPT, 2, None)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_replaced_packet_has_the_kernels_layout() {
+        if cfg!(target_endian = "big") {
+            return;
+        }
+        let mut buffer = VerdictBuffer {
+            queue: 258,
+            ..Default::default()
+        };
+        buffer.replace(1, None, 5);
+        let expected: &[u8] = &[
+            41, 0, 0, 0, 0x01, 0x03, 0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, // nlmsghdr
+            0, 0, 0x01, 0x02, // nfgenmsg, queue 258
+            12, 0, 2, 0, 0, 0, 0, 1, 0, 0, 0, 1, // NFQA_VERDICT_HDR
+            9, 0, 10, 0, // NFQA_PAYLOAD, its 5 octets cut out
+            0, 0, 0, // padding
+        ];
+        assert_eq!(buffer.headers, expected);
+        assert_eq!(buffer.cuts, [36]);
+    }
+}

@@ -12,7 +12,10 @@
 extern crate alloc;
 
 pub mod crypto;
+pub mod engine;
 pub mod policy;
 pub mod reason;
+pub mod record;
+pub mod sne;
 pub mod time;
 pub mod wire;

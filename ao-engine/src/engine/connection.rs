@@ -1,0 +1,345 @@
+//! What the engine knows of one connection.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use crate::crypto::{KdfContext, MacProvider, derive};
+use crate::policy::{ConnectionId, Mkt, Peer};
+use crate::record::{EntryId, Record};
+use crate::sne::HighWater;
+use crate::time::Instant;
+use crate::wire::{Flags, Segment};
+
+/// A handshake that made no progress: Linux sends its last SYN 63 s after the first and waits
+/// 64 s for an answer to it.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(130);
+/// A closed connection: late segments and their answers must still be signed (TIME_WAIT is 60 s).
+const CLOSED_TIMEOUT: Duration = Duration::from_secs(120);
+/// A path MTU is believed as long as Linux believes one (net.ipv4.route.mtu_expires).
+const PATH_MTU_LIFETIME: Duration = Duration::from_secs(600);
+/// How far sent and received marks may run ahead of what is on record. A quarter of what the SNE
+/// could bear, so that a lost record costs nothing.
+const MARK_SLACK: u64 = 1 << 28;
+
+/// Which of the four traffic keys of RFC 5925 §5.2 with both ISNs or the SYN's own alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KeyUse {
+    SendSyn,
+    SendOther,
+    ReceiveOther,
+}
+
+/// Segments of one connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionCounters {
+    /// Received with TCP-AO and verified.
+    pub good: u64,
+    /// Received with TCP-AO and refused.
+    pub bad: u64,
+    /// Received without TCP-AO.
+    pub unsigned: u64,
+    /// Signed and sent.
+    pub sent: u64,
+}
+
+#[derive(Debug)]
+struct CachedKey<K> {
+    mkt: usize,
+    key_use: KeyUse,
+    key: K,
+}
+
+/// How the connection is coming to its end.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ending {
+    fin_sent: bool,
+    fin_received: bool,
+    reset: bool,
+}
+
+/// One entry of the connection table.
+#[derive(Debug)]
+pub(super) struct Connection<K> {
+    pub(super) id: ConnectionId,
+    pub(super) entry: EntryId,
+    /// Index of the peer in the policy.
+    pub(super) peer: usize,
+    pub(super) local_isn: Option<u32>,
+    pub(super) remote_isn: Option<u32>,
+    /// The far end has proven that it knows both ISNs.
+    pub(super) proven: bool,
+    /// End of what was sent.
+    pub(super) sent: HighWater,
+    /// Highest sequence number received.
+    pub(super) received: HighWater,
+    /// Highest acknowledgment received, on the scale of `sent`.
+    pub(super) acked: HighWater,
+    /// Index of current_key among the peer's keys.
+    pub(super) current: usize,
+    /// Index of rnext_key among the peer's keys.
+    pub(super) rnext: usize,
+    pub(super) last_seen: Instant,
+    pub(super) counters: SessionCounters,
+    keys: Vec<CachedKey<K>>,
+    path_mtu: Option<(u32, Instant)>,
+    ending: Ending,
+    saved: (u64, u64),
+}
+
+impl<K> Connection<K> {
+    /// An entry that knows nothing yet but its peer; the first key of the peer is current_key and
+    /// rnext_key.
+    pub(super) fn new(id: ConnectionId, entry: EntryId, peer: usize, now: Instant) -> Self {
+        let mark = HighWater::from_isn(0);
+        Self {
+            id,
+            entry,
+            peer,
+            local_isn: None,
+            remote_isn: None,
+            proven: false,
+            sent: mark,
+            received: mark,
+            acked: mark,
+            current: 0,
+            rnext: 0,
+            last_seen: now,
+            counters: SessionCounters::default(),
+            keys: Vec::new(),
+            path_mtu: None,
+            ending: Ending::default(),
+            saved: (0, 0),
+        }
+    }
+
+    /// An entry as it was recorded. Keys that are no longer configured give way to the first.
+    pub(super) fn from_record(
+        record: &Record,
+        entry: EntryId,
+        peer: usize,
+        keys: &Peer,
+        now: Instant,
+    ) -> Self {
+        let mut connection = Self::new(record.connection, entry, peer, now);
+        connection.local_isn = record.local_isn;
+        connection.remote_isn = record.remote_isn;
+        connection.proven = record.proven;
+        connection.sent = HighWater::from_value(record.sent);
+        connection.received = HighWater::from_value(record.received);
+        connection.acked = connection.sent;
+        connection.choose_keys(keys, record.current_key, record.rnext_key);
+        connection.saved = (record.sent, record.received);
+        connection
+    }
+
+    /// Points current_key and rnext_key to the keys with these IDs, or to the first.
+    pub(super) fn choose_keys(&mut self, peer: &Peer, current_send_id: u8, rnext_recv_id: u8) {
+        let position = |wanted: &dyn Fn(&Mkt) -> bool| peer.keys.iter().position(|key| wanted(key));
+        self.current = position(&|key| key.send_id == current_send_id).unwrap_or(0);
+        self.rnext = position(&|key| key.recv_id == rnext_recv_id).unwrap_or(0);
+        self.keys.clear();
+    }
+
+    pub(super) fn set_local_isn(&mut self, isn: u32) {
+        self.local_isn = Some(isn);
+        self.sent = HighWater::from_isn(isn);
+        self.acked = self.sent;
+        self.keys.clear();
+    }
+
+    pub(super) fn set_remote_isn(&mut self, isn: u32) {
+        self.remote_isn = Some(isn);
+        self.received = HighWater::from_isn(isn);
+        self.keys.clear();
+    }
+
+    /// Whether both ISNs are these.
+    pub(super) fn has_isns(&self, local: u32, remote: u32) -> bool {
+        self.local_isn == Some(local) && self.remote_isn == Some(remote)
+    }
+
+    /// Whether a segment from the far end lies close enough to the ISNs to belong to this
+    /// handshake: what a client may send before it hears more than the SYN-ACK.
+    pub(super) fn is_near(&self, segment: &Segment) -> bool {
+        const REACH: u32 = 1 << 24;
+        let (Some(local), Some(remote)) = (self.local_isn, self.remote_isn) else {
+            return false;
+        };
+        segment.seq.wrapping_sub(remote) < REACH
+            && (!segment.flags.ack() || segment.ack.wrapping_sub(local) < REACH)
+    }
+
+    /// Makes sure the traffic key is at hand; its place among the cached keys, or `None` while an
+    /// ISN it needs is unknown.
+    pub(super) fn prepare_key<P>(
+        &mut self,
+        provider: &P,
+        mkt_index: usize,
+        mkt: &Mkt,
+        key_use: KeyUse,
+    ) -> Option<usize>
+    where
+        P: MacProvider<Key = K>,
+    {
+        let cached = |held: &CachedKey<K>| held.mkt == mkt_index && held.key_use == key_use;
+        if let Some(place) = self.keys.iter().position(cached) {
+            return Some(place);
+        }
+        let context = self.kdf_context(key_use)?;
+        let key = provider.prepare(
+            mkt.algorithm,
+            &derive(mkt.algorithm, &mkt.master_key, &context),
+        );
+        self.keys.push(CachedKey {
+            mkt: mkt_index,
+            key_use,
+            key,
+        });
+        Some(self.keys.len() - 1)
+    }
+
+    /// A key prepared earlier in the same batch.
+    pub(super) fn key(&self, place: usize) -> Option<&K> {
+        self.keys.get(place).map(|cached| &cached.key)
+    }
+
+    fn kdf_context(&self, key_use: KeyUse) -> Option<KdfContext> {
+        Some(match key_use {
+            KeyUse::SendSyn => outbound_context(&self.id, self.local_isn?, 0),
+            KeyUse::SendOther => outbound_context(&self.id, self.local_isn?, self.remote_isn?),
+            KeyUse::ReceiveOther => inbound_context(&self.id, self.remote_isn?, self.local_isn?),
+        })
+    }
+
+    /// Notes a segment that was signed.
+    pub(super) fn note_sent(&mut self, segment: &Segment, now: Instant) {
+        let end = self
+            .sent
+            .extend(segment.seq)
+            .wrapping_add(u64::from(segment.seq_len()));
+        self.sent.advance(end);
+        self.counters.sent += 1;
+        self.last_seen = now;
+        self.note_flags(segment.flags, true);
+    }
+
+    /// Notes a segment whose MAC verified.
+    pub(super) fn note_received(&mut self, segment: &Segment, now: Instant) {
+        self.received.advance(self.received.extend(segment.seq));
+        if segment.flags.ack() && self.local_isn.is_some() {
+            self.acked.advance(self.acked.extend(segment.ack));
+        }
+        self.counters.good += 1;
+        self.last_seen = now;
+        self.note_flags(segment.flags, false);
+    }
+
+    fn note_flags(&mut self, flags: Flags, sent: bool) {
+        if flags.rst() {
+            self.ending.reset = true;
+        } else if flags.fin() && sent {
+            self.ending.fin_sent = true;
+        } else if flags.fin() {
+            self.ending.fin_received = true;
+        } else {
+            // A reset that the other TCP refused, being outside its window, ended nothing.
+            self.ending.reset = false;
+        }
+    }
+
+    /// Whether a verified segment is the newest seen so far, so that its RNextKeyID may move
+    /// current_key. An old one, replayed, must not take the connection back to a key the far end
+    /// no longer has.
+    pub(super) fn is_newest(&self, segment: &Segment) -> bool {
+        let seq = self.received.extend(segment.seq);
+        let ack = self.acked.extend(segment.ack);
+        seq.wrapping_sub(self.received.value()).cast_signed() >= 0
+            && (!segment.flags.ack() || ack.wrapping_sub(self.acked.value()).cast_signed() >= 0)
+    }
+
+    /// Whether a number quoted by an ICMP error is of data sent and not yet acknowledged.
+    pub(super) fn in_flight(&self, seq: u32) -> bool {
+        let seq = self.sent.extend(seq);
+        let behind_end = self.sent.value().wrapping_sub(seq).cast_signed() > 0;
+        behind_end && seq.wrapping_sub(self.acked.value()).cast_signed() >= 0
+    }
+
+    /// Both ends are done with the connection.
+    pub(super) fn is_closed(&self) -> bool {
+        self.ending.reset || (self.ending.fin_sent && self.ending.fin_received)
+    }
+
+    pub(super) fn is_expired(&self, now: Instant) -> bool {
+        let silent = now.since(self.last_seen);
+        if self.is_closed() {
+            silent > CLOSED_TIMEOUT
+        } else {
+            !self.proven && silent > OPENING_TIMEOUT
+        }
+    }
+
+    /// Lower goes first; `None` never goes.
+    pub(super) fn eviction_rank(&self) -> Option<u8> {
+        match (self.is_closed(), self.proven, self.local_isn) {
+            (true, _, _) => Some(0),
+            (false, false, None) => Some(1),
+            (false, false, Some(_)) => Some(2),
+            (false, true, _) => None,
+        }
+    }
+
+    pub(super) fn path_mtu(&self, now: Instant) -> Option<u32> {
+        let (mtu, learned) = self.path_mtu?;
+        (now.since(learned) < PATH_MTU_LIFETIME).then_some(mtu)
+    }
+
+    pub(super) fn learn_path_mtu(&mut self, mtu: u32, now: Instant) {
+        self.path_mtu = Some((mtu, now));
+    }
+
+    /// Whether the marks have run too far ahead of what is on record.
+    pub(super) fn needs_saving(&self) -> bool {
+        let (sent, received) = self.saved;
+        self.sent.value().wrapping_sub(sent) >= MARK_SLACK
+            || self.received.value().wrapping_sub(received) >= MARK_SLACK
+    }
+
+    /// What to record, noting that it will be.
+    pub(super) fn record(&mut self, peer: &Peer) -> Record {
+        self.saved = (self.sent.value(), self.received.value());
+        Record {
+            connection: self.id,
+            local_isn: self.local_isn,
+            remote_isn: self.remote_isn,
+            sent: self.sent.value(),
+            received: self.received.value(),
+            current_key: peer.keys.get(self.current).map_or(0, |key| key.send_id),
+            rnext_key: peer.keys.get(self.rnext).map_or(0, |key| key.recv_id),
+            proven: self.proven,
+        }
+    }
+}
+
+/// KDF context of segments this end sends.
+pub(super) fn outbound_context(id: &ConnectionId, local_isn: u32, remote_isn: u32) -> KdfContext {
+    KdfContext {
+        src: id.local,
+        dst: id.remote,
+        src_port: id.local_port,
+        dst_port: id.remote_port,
+        src_isn: local_isn,
+        dst_isn: remote_isn,
+    }
+}
+
+/// KDF context of segments the far end sends.
+pub(super) fn inbound_context(id: &ConnectionId, remote_isn: u32, local_isn: u32) -> KdfContext {
+    KdfContext {
+        src: id.remote,
+        dst: id.local,
+        src_port: id.remote_port,
+        dst_port: id.local_port,
+        src_isn: remote_isn,
+        dst_isn: local_isn,
+    }
+}

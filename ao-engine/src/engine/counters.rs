@@ -1,0 +1,94 @@
+//! Counters per peer, and for packets of no peer.
+
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::policy::Policy;
+use crate::reason::DropReason;
+
+/// Refused packets by reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DropCounters([u64; DropReason::ALL.len()]);
+
+impl Default for DropCounters {
+    fn default() -> Self {
+        Self([0; DropReason::ALL.len()])
+    }
+}
+
+impl DropCounters {
+    /// Packets refused for `reason`.
+    #[must_use]
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.0.get(reason as usize).copied().unwrap_or(0)
+    }
+
+    /// The reasons that occurred, with their counts.
+    pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        let counts = DropReason::ALL
+            .iter()
+            .map(|&reason| (reason, self.get(reason)));
+        counts.filter(|&(_, count)| count > 0)
+    }
+
+    /// All refused packets.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    pub(super) fn count(&mut self, reason: DropReason) {
+        if let Some(count) = self.0.get_mut(reason as usize) {
+            *count += 1;
+        }
+    }
+}
+
+/// Packets of one peer, over all its connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerCounters {
+    /// Received and verified.
+    pub good: u64,
+    /// Signed and sent.
+    pub sent: u64,
+    /// Refused.
+    pub drops: DropCounters,
+}
+
+/// All counters of one engine, in the order of the policy's peers.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    peers: Vec<(Arc<str>, PeerCounters)>,
+    /// Refused packets of no peer.
+    pub(super) unmatched: DropCounters,
+}
+
+impl Counters {
+    /// Follows a new policy; a peer keeps its counts under its name.
+    pub(super) fn follow(&mut self, policy: &Policy) {
+        let mut old = core::mem::take(&mut self.peers);
+        self.peers = vec![];
+        for peer in policy.peers() {
+            let kept = old.iter().position(|(name, _)| *name == peer.name);
+            let counters = kept.map(|at| old.swap_remove(at).1).unwrap_or_default();
+            self.peers.push((peer.name.clone(), counters));
+        }
+    }
+
+    pub(super) fn peer(&mut self, index: usize) -> Option<&mut PeerCounters> {
+        self.peers.get_mut(index).map(|(_, counters)| counters)
+    }
+
+    /// The drop counters of a peer, or those of no peer.
+    pub(super) fn drops(&mut self, peer: Option<usize>) -> &mut DropCounters {
+        match peer.and_then(|index| self.peers.get_mut(index)) {
+            Some((_, counters)) => &mut counters.drops,
+            None => &mut self.unmatched,
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &PeerCounters)> {
+        self.peers.iter().map(|(name, counters)| (name, counters))
+    }
+}

@@ -348,7 +348,12 @@ impl<P: MacProvider> Engine<P> {
             .table
             .find_opening(&plan.id, |entry| entry.remote_isn == Some(isn));
         if let Some(entry) = known.and_then(|handle| self.table.get_mut(handle)) {
+            // The same handshake again: after a restart its entry may come from the SYN-ACK alone,
+            // and not know which key the far end asked for.
             entry.last_seen = now;
+            if !entry.proven {
+                follow_rnext(entry, peer, &plan.ao);
+            }
             return Ok(());
         }
         let ours = self

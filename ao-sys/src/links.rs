@@ -55,7 +55,9 @@ impl Links {
     /// Index of the device with this name.
     #[must_use]
     pub fn index_of(&self, name: &str) -> Option<u32> {
-        self.iter().find(|(_, link)| link.name == name).map(|(index, _)| index)
+        self.iter()
+            .find(|(_, link)| link.name == name)
+            .map(|(index, _)| index)
     }
 
     /// All devices with their indices, in the order of these.
@@ -66,8 +68,12 @@ impl Links {
     /// Names of the VRF devices, sorted.
     #[must_use]
     pub fn vrfs(&self) -> Vec<String> {
-        let mut names: Vec<String> =
-            self.by_index.values().filter(|link| link.vrf).map(|link| link.name.clone()).collect();
+        let mut names: Vec<String> = self
+            .by_index
+            .values()
+            .filter(|link| link.vrf)
+            .map(|link| link.name.clone())
+            .collect();
         names.sort();
         names
     }
@@ -100,7 +106,9 @@ impl Links {
         match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).map(|m| m.payload) {
             Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(new))) => {
                 // A bridge port's own notifications (AF_BRIDGE) lack most attributes.
-                let Some(link) = link_of(&new) else { return false };
+                let Some(link) = link_of(&new) else {
+                    return false;
+                };
                 self.by_index.insert(new.header.index, link.clone()) != Some(link)
             }
             Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(old)))
@@ -117,7 +125,11 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
     if u8::from(message.header.interface_family) != 0 {
         return None;
     }
-    let mut link = Link { name: String::new(), vrf: false, master: 0 };
+    let mut link = Link {
+        name: String::new(),
+        vrf: false,
+        master: 0,
+    };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -168,7 +180,11 @@ impl LinkMonitor {
         events.add_membership(RTNLGRP_LINK)?;
         let queries = netlink::open(NETLINK_ROUTE)?;
         let links = Arc::new(Links::dump(&queries)?);
-        Ok(Self { events, queries, links })
+        Ok(Self {
+            events,
+            queries,
+            links,
+        })
     }
 
     /// The devices as of the last update.
@@ -217,7 +233,14 @@ mod tests {
             by_index: devices
                 .iter()
                 .map(|&(index, name, vrf, master)| {
-                    (index, Link { name: name.to_owned(), vrf, master })
+                    (
+                        index,
+                        Link {
+                            name: name.to_owned(),
+                            vrf,
+                            master,
+                        },
+                    )
                 })
                 .collect(),
         }
@@ -232,14 +255,20 @@ mod tests {
             (4, "red", true, 0),
             (5, "eth1", false, 0),
         ]);
-        assert_eq!([1, 2, 3, 4, 5, 99].map(|index| links.domain_of(index)), [0, 4, 4, 4, 0, 0]);
+        assert_eq!(
+            [1, 2, 3, 4, 5, 99].map(|index| links.domain_of(index)),
+            [0, 4, 4, 4, 0, 0]
+        );
         assert_eq!(links.vrfs(), ["red"]);
         assert_eq!(links.index_of("br0"), Some(3));
     }
 
     #[test]
     fn a_loop_of_masters_ends() {
-        assert_eq!(links(&[(2, "a", false, 3), (3, "b", false, 2)]).domain_of(2), 0);
+        assert_eq!(
+            links(&[(2, "a", false, 3), (3, "b", false, 2)]).domain_of(2),
+            0
+        );
     }
 
     #[test]

@@ -78,7 +78,10 @@ mod tests {
     use super::*;
 
     fn message(kind: u16, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = u32::try_from(HEADER + payload.len()).unwrap().to_ne_bytes().to_vec();
+        let mut bytes = u32::try_from(HEADER + payload.len())
+            .unwrap()
+            .to_ne_bytes()
+            .to_vec();
         bytes.extend(kind.to_ne_bytes());
         bytes.resize(HEADER, 0);
         bytes.extend(payload);
@@ -89,7 +92,9 @@ mod tests {
     #[test]
     fn datagram_is_split_at_aligned_lengths() {
         let datagram = [message(20, b"abcde"), message(21, b"")].concat();
-        let found: Vec<_> = messages(&datagram).map(|(kind, m)| (kind, payload(m))).collect();
+        let found: Vec<_> = messages(&datagram)
+            .map(|(kind, m)| (kind, payload(m)))
+            .collect();
         assert_eq!(found, [(20, &b"abcde"[..]), (21, &b""[..])]);
     }
 

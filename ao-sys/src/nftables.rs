@@ -68,7 +68,11 @@ impl NftMonitor {
                 Err(error) => return Err(error),
             }
         }
-        Ok(if lost { Changes::Unknown } else { Changes::Tables(tables) })
+        Ok(if lost {
+            Changes::Unknown
+        } else {
+            Changes::Tables(tables)
+        })
     }
 }
 
@@ -83,7 +87,11 @@ fn table_of(payload: &[u8]) -> Option<String> {
         .map_while(Result::ok)
         .find(|attribute| attribute.kind() == NFTA_TABLE)
         .map(|attribute| {
-            let name = attribute.value().split(|octet| *octet == 0).next().unwrap_or_default();
+            let name = attribute
+                .value()
+                .split(|octet| *octet == 0)
+                .next()
+                .unwrap_or_default();
             String::from_utf8_lossy(name).into_owned()
         })
 }

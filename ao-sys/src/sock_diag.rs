@@ -99,7 +99,10 @@ pub struct TcpSocket {
 pub fn tcp_sockets(filter: Filter) -> io::Result<Vec<TcpSocket>> {
     let socket = netlink::open(NETLINK_SOCK_DIAG)?;
     let mut found = Vec::new();
-    for (family, id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+    for (family, id) in [
+        (AF_INET, SocketId::new_v4()),
+        (AF_INET6, SocketId::new_v6()),
+    ] {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         let request = serialize(header, request(family, states(filter), id));
@@ -172,7 +175,14 @@ fn parse(message: &[u8]) -> Option<TcpSocket> {
     else {
         return None;
     };
-    let InetResponseHeader { family, state, socket_id: id, uid, inode, .. } = response.header;
+    let InetResponseHeader {
+        family,
+        state,
+        socket_id: id,
+        uid,
+        inode,
+        ..
+    } = response.header;
     Some(TcpSocket {
         state: state.into(),
         local: SocketAddr::new(unmapped(id.source_address), id.source_port),
@@ -197,7 +207,10 @@ mod tests {
     use super::*;
 
     fn find(sockets: &[TcpSocket], local: SocketAddr) -> Vec<&TcpSocket> {
-        sockets.iter().filter(|socket| socket.local == local).collect()
+        sockets
+            .iter()
+            .filter(|socket| socket.local == local)
+            .collect()
     }
 
     #[test]
@@ -206,12 +219,23 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let all = tcp_sockets(Filter::All).unwrap();
         let local = listener.local_addr().unwrap();
-        assert!(find(&all, local).iter().any(|socket| socket.state == TcpState::Listen));
+        assert!(
+            find(&all, local)
+                .iter()
+                .any(|socket| socket.state == TcpState::Listen)
+        );
         let connected = tcp_sockets(Filter::Connected).unwrap();
-        assert!(find(&connected, local).iter().all(|socket| socket.state != TcpState::Listen));
+        assert!(
+            find(&connected, local)
+                .iter()
+                .all(|socket| socket.state != TcpState::Listen)
+        );
         let own = find(&connected, client.local_addr().unwrap());
         assert_eq!(own.len(), 1);
-        assert_eq!((own[0].remote, own[0].state), (local, TcpState::Established));
+        assert_eq!(
+            (own[0].remote, own[0].state),
+            (local, TcpState::Established)
+        );
         assert_ne!(own[0].inode, 0);
     }
 

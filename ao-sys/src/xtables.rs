@@ -35,7 +35,8 @@ struct GetInfo {
     size: u32,
 }
 
-const _: () = assert!(size_of::<GetInfo>() == 84);
+const INFO_LENGTH: libc::socklen_t = 84;
+const _: () = assert!(size_of::<GetInfo>() == INFO_LENGTH as usize);
 const _: () = assert!(std::mem::offset_of!(GetInfo, num_entries) == 76);
 
 /// Outline of a table: differs whenever rules were added, removed or flushed.
@@ -93,7 +94,7 @@ impl Tables {
         for (place, octet) in info.name.iter_mut().zip(table.bytes()) {
             *place = octet;
         }
-        let mut length = size_of::<GetInfo>() as libc::socklen_t;
+        let mut length = INFO_LENGTH;
         // SAFETY: the descriptor is open for the call, `info` is valid for writes of `length`
         // octets, and every bit pattern is a valid `GetInfo`.
         let result = unsafe {
@@ -133,11 +134,17 @@ mod tests {
         let tables = Tables::open().unwrap();
         let error = tables.outline(Family::V4, "nosuchtable").unwrap_err();
         assert!(
-            matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied),
+            matches!(
+                error.kind(),
+                io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied
+            ),
             "{error}"
         );
         let too_long = "x".repeat(NAME);
         let error = tables.outline(Family::V6, &too_long).unwrap_err();
-        assert!(matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported));
+        assert!(matches!(
+            error.kind(),
+            io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+        ));
     }
 }

@@ -30,7 +30,7 @@ pub fn insert_ao(
     rnext_key_id: u8,
     mac_len: usize,
 ) -> Result<AoOption, NoOptionSpace> {
-    let len = 4 + mac_len;
+    let len = mac_len.saturating_add(4);
     let mut list = OptionList::read(buf.bytes(), segment).map_err(|_| NoOptionSpace)?;
     if !list.fits(len) {
         list.compact();

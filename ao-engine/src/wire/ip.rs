@@ -118,10 +118,10 @@ fn refuse_source_routes(mut options: &[u8]) -> Result<(), ParseError> {
     const LOOSE: u8 = 131;
     const STRICT: u8 = 137;
     while let [kind, rest @ ..] = options {
-        options = match kind {
+        options = match *kind {
             0 => return Ok(()),
             1 => rest,
-            &LOOSE | &STRICT => return Err(ParseError::ExtensionHeader),
+            LOOSE | STRICT => return Err(ParseError::ExtensionHeader),
             _ => {
                 let len = usize::from(*rest.first().ok_or(ParseError::Headers)?);
                 if len < 2 {
@@ -210,10 +210,10 @@ fn check_v6_options(header: &[u8]) -> Result<(), ParseError> {
 
     let mut options = header.get(2..).ok_or(ParseError::Truncated)?;
     while let [kind, rest @ ..] = options {
-        options = match kind {
-            &PAD1 => rest,
-            &JUMBO => return Err(ParseError::Length),
-            &HOME_ADDRESS => return Err(ParseError::ExtensionHeader),
+        options = match *kind {
+            PAD1 => rest,
+            JUMBO => return Err(ParseError::Length),
+            HOME_ADDRESS => return Err(ParseError::ExtensionHeader),
             _ => {
                 let len = usize::from(*rest.first().ok_or(ParseError::Headers)?);
                 options.get(2 + len..).ok_or(ParseError::Headers)?

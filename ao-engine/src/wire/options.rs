@@ -239,14 +239,14 @@ impl OptionList {
 
     /// Appends NOPs until the length is a multiple of four.
     pub(super) fn align(&mut self) {
-        while self.len % 4 != 0 {
+        while !self.len.is_multiple_of(4) {
             self.push(&[kind::NOP]);
         }
     }
 
     /// Whether `room` more octets, aligned, fit behind the list.
     pub(super) fn fits(&self, room: usize) -> bool {
-        self.len + room <= MAX_OPTIONS
+        self.len.saturating_add(room) <= MAX_OPTIONS
     }
 
     /// Each option with the padding before it: offset and octets of the whole, then the option.

@@ -148,7 +148,7 @@ mod tests {
             recv_id,
             algorithm: "hmac-sha-1-96".parse().unwrap(),
             secret: MasterKey::new(b"correct horse").unwrap(),
-            include_tcp_options: recv_id % 2 == 0,
+            include_tcp_options: recv_id.is_multiple_of(2),
         }
     }
 
@@ -213,7 +213,7 @@ mod tests {
             prop_assert_eq!(mkts.len(), usize::from(count));
             for (id, mkt) in (0..count).zip(&mkts) {
                 prop_assert_eq!((mkt.send_id, mkt.recv_id), (id, 255 - id));
-                prop_assert_eq!(mkt.include_options, (255 - id) % 2 == 0);
+                prop_assert_eq!(mkt.include_options, (255 - id).is_multiple_of(2));
             }
         }
     }

@@ -140,14 +140,18 @@ impl<K> Table<K> {
         Ok(handle)
     }
 
-    /// Adds an entry that is live from the start: a recorded one.
+    /// Adds an entry that is live from the start: a recorded one. Handshakes beside it stay.
     pub(super) fn insert_live(
         &mut self,
         now: Instant,
         connection: Connection<K>,
     ) -> Result<Handle, TableFull> {
-        let handle = self.insert_opening(now, connection)?;
-        self.promote(handle);
+        let id = connection.id;
+        let handle = self.store(now, connection)?;
+        let replaced = self.index.entry(id).or_default().live.replace(handle);
+        if let Some(replaced) = replaced {
+            self.vacate(replaced);
+        }
         Ok(handle)
     }
 

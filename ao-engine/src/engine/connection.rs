@@ -20,6 +20,8 @@ const PATH_MTU_LIFETIME: Duration = Duration::from_secs(600);
 /// How far sent and received marks may run ahead of what is on record. A quarter of what the SNE
 /// could bear, so that a lost record costs nothing.
 const MARK_SLACK: u64 = 1 << 28;
+/// The most a TCP has in flight (RFC 7323 §2.3).
+const LARGEST_WINDOW: u64 = 1 << 30;
 
 /// Which of the four traffic keys of RFC 5925 §5.2 with both ISNs or the SYN's own alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +128,8 @@ impl<K> Connection<K> {
         connection.proven = record.proven;
         connection.sent = HighWater::from_value(record.sent);
         connection.received = HighWater::from_value(record.received);
-        connection.acked = connection.sent;
+        // What was acknowledged is not on record: as far back as a window reaches.
+        connection.acked = HighWater::from_value(record.sent.wrapping_sub(LARGEST_WINDOW));
         connection.choose_keys(keys, record.current_key, record.rnext_key);
         connection.saved = (record.sent, record.received);
         connection

@@ -297,8 +297,14 @@ impl<P: MacProvider> Engine<P> {
         match plan.subject {
             Subject::Syn { .. } => self.accept_syn(now, plan, peer),
             Subject::Answer { handle, .. } => {
-                if let Some(entry) = self.table.get_mut(handle) {
-                    entry.set_remote_isn(plan.segment.seq);
+                let isn = plan.segment.seq;
+                match self.table.get_mut(handle) {
+                    // An earlier segment of the batch answered, too: its ISN stays.
+                    Some(entry) if entry.proven && entry.remote_isn != Some(isn) => {
+                        return Err(DropReason::UnknownConnection);
+                    }
+                    Some(entry) if !entry.proven => entry.set_remote_isn(isn),
+                    _ => {}
                 }
                 self.accept_proof(now, handle, plan, peer);
                 Ok(())

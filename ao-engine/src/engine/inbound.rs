@@ -318,6 +318,11 @@ impl<P: MacProvider> Engine<P> {
                 remote_isn,
                 ..
             } => {
+                // An earlier segment of the batch may have recovered the same handshake.
+                if let Some(handle) = self.entry_with(&plan.id, local_isn, remote_isn) {
+                    self.accept_proof(now, handle, plan, peer);
+                    return Ok(());
+                }
                 let mut entry = Connection::new(plan.id, self.table.number(), plan.peer, now);
                 entry.set_local_isn(local_isn);
                 entry.set_remote_isn(remote_isn);

@@ -438,6 +438,15 @@ impl<P: MacProvider> Engine<P> {
         });
     }
 
+    /// The entry of a connection that has these two ISNs.
+    fn entry_with(&self, id: &ConnectionId, local_isn: u32, remote_isn: u32) -> Option<Handle> {
+        let wanted = |entry: &Connection<P::Key>| entry.has_isns(local_isn, remote_isn);
+        let is_live = |handle: &Handle| self.table.get(*handle).is_some_and(wanted);
+        self.table
+            .find_opening(id, wanted)
+            .or_else(|| self.table.live(id).filter(is_live))
+    }
+
     /// The peer's index for a connection: from its entry, else from the policy.
     fn peer_of(&self, id: &ConnectionId) -> Option<usize> {
         let known = self.table.any(id).and_then(|handle| self.table.get(handle));

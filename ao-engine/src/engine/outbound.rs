@@ -187,13 +187,7 @@ impl<P: MacProvider> Engine<P> {
         local_isn: u32,
         remote_isn: u32,
     ) -> Result<Handle, DropReason> {
-        let whole = |entry: &Connection<P::Key>| entry.has_isns(local_isn, remote_isn);
-        let is_live = |handle: &Handle| self.table.get(*handle).is_some_and(whole);
-        if let Some(handle) = self
-            .table
-            .find_opening(id, whole)
-            .or_else(|| self.table.live(id).filter(is_live))
-        {
+        if let Some(handle) = self.entry_with(id, local_isn, remote_isn) {
             return Ok(handle);
         }
         let asked = |entry: &Connection<P::Key>| entry.remote_isn == Some(remote_isn);

@@ -1,0 +1,13 @@
+//! What the scenarios are built from: packets of literal fields, a signer of its own, and a host
+//! with an engine.
+
+mod host;
+mod packet;
+mod signer;
+
+pub(crate) use host::{Host, Outcome, Session};
+pub(crate) use packet::{
+    ACK, FIN, Icmp, PSH, RST, SYN, Tcp, URG, icmp_sum_ok, ip_checksum_ok, option, options,
+    tcp_checksum_ok,
+};
+pub(crate) use signer::{Isns, key, sign, sign_as_is, verify};

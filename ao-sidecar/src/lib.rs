@@ -1,1 +1,9 @@
-//! ao-sidecar
+//! TCP-AO (RFC 5925) for unmodified BGP daemons: what the binaries `ao-sidecar` and `aoctl` are
+//! made of.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod config;
+
+/// Version of both binaries.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -150,6 +150,8 @@ fn interface_name(index: u32) -> String {
     nix::net::if_::if_indextoname(index)
         .ok()
         .and_then(|name| name.into_string().ok())
+        // nix answers an unknown index with an empty name instead of an error.
+        .filter(|name| !name.is_empty())
         .unwrap_or_else(|| index.to_string())
 }
 

@@ -1,0 +1,349 @@
+//! The configuration: read and checked as a whole before anything is touched.
+//!
+//! Every key is described in `docs/CONFIGURATION.md`.
+
+mod key_chain;
+mod peer;
+mod problem;
+mod section;
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use datapath::settings::{OnExit, Settings, Strip};
+use toml::de::DeTable;
+use zeroize::Zeroizing;
+
+pub use self::peer::Peer;
+use self::problem::Problems;
+pub use self::problem::{ConfigError, Problem};
+use self::section::{Schema, Section};
+
+/// Where connection state is kept unless told otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/ao-sidecar";
+/// Where the API is served unless told otherwise.
+pub const DEFAULT_API_SOCKET: &str = "/run/ao-sidecar/api.sock";
+
+/// Longest path of a Unix socket, in octets (`sun_path` less its final zero).
+const MAX_SOCKET_PATH: usize = 107;
+
+const ROOT: Schema = Schema {
+    title: "the configuration",
+    required: &[],
+    optional: &[
+        "datapath",
+        "state_dir",
+        "api_socket",
+        "on_exit",
+        "log",
+        "userspace",
+        "key_chain",
+        "peer",
+    ],
+};
+const LOG: Schema = Schema {
+    title: "[log]",
+    required: &[],
+    optional: &["format", "level"],
+};
+const USERSPACE: Schema = Schema {
+    title: "[userspace]",
+    required: &[],
+    optional: &[
+        "first_queue",
+        "workers",
+        "queue_length",
+        "mark_bit",
+        "max_connections",
+        "strip",
+    ],
+};
+
+/// A checked configuration.
+#[derive(Debug)]
+pub struct Config {
+    /// Which backend is wanted.
+    pub datapath: Datapath,
+    /// Folder for connection state.
+    pub state_dir: PathBuf,
+    /// Unix socket of the API.
+    pub api_socket: PathBuf,
+    /// What happens to rules and guard at an orderly exit.
+    pub on_exit: OnExit,
+    /// How to log.
+    pub log: Log,
+    /// Options of the userspace backend.
+    pub userspace: Userspace,
+    /// Peers, in the order of the file. At least one.
+    pub peers: Vec<Peer>,
+}
+
+/// Which backend protects the sessions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Datapath {
+    /// The best one there is: so far, userspace.
+    #[default]
+    Auto,
+    /// Our own engine on the wire.
+    Userspace,
+}
+
+/// How to log.
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
+    /// Form of a line.
+    pub format: LogFormat,
+    /// Least important level that is logged.
+    pub level: tracing::Level,
+}
+
+/// Form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Options of the userspace backend; see [`Settings`].
+#[derive(Clone, Copy, Debug)]
+pub struct Userspace {
+    first_queue: u16,
+    workers: u8,
+    queue_length: u32,
+    mark_bit: u32,
+    max_connections: u32,
+    strip: Strip,
+}
+
+impl Config {
+    /// Reads and checks `file` and the secret files it names. Nothing else is touched.
+    ///
+    /// # Errors
+    /// When a file cannot be read or anything in it is wrong; the error tells all problems.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let (text, metadata) = read(file)
+            .map_err(|error| ConfigError::of_file(file, format!("cannot be read: {error}")))?;
+        Self::parse(&text, file, metadata.mode() & 0o7777)
+    }
+
+    /// Checks `text`, read from `file` with permissions `mode`.
+    fn parse(text: &str, file: &Path, mode: u32) -> Result<Self, ConfigError> {
+        let problems = Problems::default();
+        let (table, syntax_errors) = DeTable::parse_recoverable(text);
+        for error in &syntax_errors {
+            // `Display` would show the line; `message` is made of fixed texts only.
+            problems.add(
+                &error.span().unwrap_or(0..0),
+                format!("not TOML: {}", error.message()),
+            );
+        }
+        if !syntax_errors.is_empty() {
+            problems.into_result(file, text)?;
+            return Err(ConfigError::of_file(file, "not TOML".to_owned()));
+        }
+
+        let folder = file.parent().unwrap_or(Path::new(""));
+        let root = Section::new(&ROOT, table.into_inner(), 0..0, &problems);
+        let (config, inline_secrets) = config(root, text, folder, &problems);
+        if let Some(span) = inline_secrets.first()
+            && mode & 0o077 != 0
+        {
+            let file = file.display();
+            let text = format!(
+                "the file holds a secret and is readable by others (mode {mode:04o}): chmod 600 \
+                 {file}, or write `secret_file` with a file of its own"
+            );
+            problems.add(span, text);
+        }
+        problems.into_result(file, text)?;
+        Ok(config)
+    }
+
+    /// What the userspace backend is told.
+    #[must_use]
+    pub fn settings(&self, replace_sessions: bool) -> Settings {
+        let Userspace {
+            first_queue,
+            workers,
+            queue_length,
+            mark_bit,
+            max_connections,
+            strip,
+        } = self.userspace;
+        Settings {
+            peers: self.peers.iter().map(|peer| peer.spec.clone()).collect(),
+            first_queue,
+            workers,
+            queue_length,
+            mark_bit,
+            max_connections,
+            strip,
+            on_exit: self.on_exit,
+            state_dir: self.state_dir.clone(),
+            replace_sessions,
+        }
+    }
+}
+
+fn read(file: &Path) -> io::Result<(Zeroizing<String>, Metadata)> {
+    let mut file = File::open(file)?;
+    let metadata = file.metadata()?;
+    // Room for all of it from the start: a string that grows leaves copies behind.
+    let size = usize::try_from(metadata.len()).unwrap_or(0);
+    let mut text = Zeroizing::new(String::with_capacity(size + 1));
+    file.read_to_string(&mut text)?;
+    Ok((text, metadata))
+}
+
+/// Reads the whole document. What it gives back is of use only if no problem was noted.
+fn config(
+    mut root: Section<'_, '_>,
+    text: &str,
+    folder: &Path,
+    problems: &Problems,
+) -> (Config, Vec<Range<usize>>) {
+    let mut chain_reader = key_chain::Reader {
+        text,
+        problems,
+        folder,
+        inline_secrets: Vec::new(),
+    };
+    let chains = chain_reader.chains(root.tables("key_chain", &key_chain::KEY_CHAIN));
+    let peer_sections = root.tables("peer", &peer::PEER);
+    if peer_sections.is_empty() {
+        problems.add(
+            &(0..0),
+            "there is no [[peer]], so nothing to protect; add one",
+        );
+    }
+    let peers = peer::peers(peer_sections, &chains, text);
+    let on_exit = root.choice(
+        "on_exit",
+        &[("keep", OnExit::Keep), ("remove", OnExit::Remove)],
+    );
+    let config = Config {
+        datapath: datapath(&root),
+        state_dir: absolute(&root, "state_dir", DEFAULT_STATE_DIR),
+        api_socket: api_socket(&root),
+        on_exit: on_exit.unwrap_or_default(),
+        log: log(root.table("log", &LOG).as_ref()),
+        userspace: userspace(root.table("userspace", &USERSPACE)),
+        peers,
+    };
+    (config, chain_reader.inline_secrets)
+}
+
+fn datapath(root: &Section<'_, '_>) -> Datapath {
+    if root.is_text("datapath") && root.text("datapath") == Some("kernel") {
+        let text = "the kernel backend is not available in this release; write \"userspace\"";
+        root.problem("datapath", text);
+        return Datapath::default();
+    }
+    let names = [("auto", Datapath::Auto), ("userspace", Datapath::Userspace)];
+    root.choice("datapath", &names).unwrap_or_default()
+}
+
+fn absolute(section: &Section<'_, '_>, key: &str, default: &str) -> PathBuf {
+    let given = section.parsed(key, |path| {
+        if Path::new(path).is_absolute() && !path.contains('\0') {
+            Ok(PathBuf::from(path))
+        } else {
+            Err(format!(
+                "`{key}` is no absolute path; write one that begins with /"
+            ))
+        }
+    });
+    given.unwrap_or_else(|| PathBuf::from(default))
+}
+
+fn api_socket(root: &Section<'_, '_>) -> PathBuf {
+    let path = absolute(root, "api_socket", DEFAULT_API_SOCKET);
+    if path.as_os_str().len() > MAX_SOCKET_PATH {
+        let text = format!("`api_socket` is too long; write at most {MAX_SOCKET_PATH} octets");
+        root.problem("api_socket", text);
+    }
+    path
+}
+
+fn log(section: Option<&Section<'_, '_>>) -> Log {
+    use tracing::Level;
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let levels = [
+        ("error", Level::ERROR),
+        ("warn", Level::WARN),
+        ("info", Level::INFO),
+        ("debug", Level::DEBUG),
+        ("trace", Level::TRACE),
+    ];
+    Log {
+        format: section
+            .and_then(|log| log.choice("format", &formats))
+            .unwrap_or(LogFormat::Text),
+        level: section
+            .and_then(|log| log.choice("level", &levels))
+            .unwrap_or(Level::INFO),
+    }
+}
+
+fn userspace(section: Option<Section<'_, '_>>) -> Userspace {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut options = Userspace {
+        first_queue: 7900,
+        workers: if cores > 1 { 2 } else { 1 },
+        queue_length: 4096,
+        mark_bit: 0x0800_0000,
+        max_connections: 4096,
+        strip: Strip::Auto,
+    };
+    let Some(section) = section else {
+        return options;
+    };
+    options.workers = section
+        .integer("workers", 1..=64)
+        .unwrap_or(options.workers);
+    // The queues of the workers and the one for ICMP errors follow the first.
+    let highest = u16::MAX - u16::from(options.workers);
+    options.first_queue = section
+        .integer("first_queue", 0..=highest)
+        .unwrap_or(options.first_queue);
+    options.queue_length = section
+        .integer("queue_length", 64..=65_536)
+        .unwrap_or(options.queue_length);
+    options.mark_bit = mark_bit(&section).unwrap_or(options.mark_bit);
+    options.max_connections = section
+        .integer("max_connections", 16..=1_048_576)
+        .unwrap_or(options.max_connections);
+    let strips = [
+        ("auto", Strip::Auto),
+        ("always", Strip::Always),
+        ("never", Strip::Never),
+    ];
+    options.strip = section.choice("strip", &strips).unwrap_or(options.strip);
+    options
+}
+
+/// A single bit, as an integer or as a string of hexadecimal digits after `0x`.
+fn mark_bit(section: &Section<'_, '_>) -> Option<u32> {
+    let bit = if section.is_text("mark_bit") {
+        section.parsed("mark_bit", |text| {
+            let digits = text.strip_prefix("0x").unwrap_or_default();
+            u32::from_str_radix(digits, 16)
+                .map_err(|_| format!("{text:?} is no mark; write one like \"0x08000000\""))
+        })?
+    } else {
+        section.integer("mark_bit", 1..=u32::MAX)?
+    };
+    if !bit.is_power_of_two() {
+        let text = format!("0x{bit:08x} is not a single bit; write one like 0x08000000");
+        section.problem("mark_bit", text);
+    }
+    Some(bit)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,345 @@
+//! `[[peer]]`: who is protected, and by which chain.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::{Range, RangeInclusive};
+use std::sync::Arc;
+
+use ao_engine::policy::{Prefix, PrefixError};
+use datapath::settings::PeerSpec;
+
+use super::key_chain::{Chain, checked_name};
+use super::problem::place;
+use super::section::{Schema, Section, suggest};
+
+pub(super) const PEER: Schema = Schema {
+    title: "[[peer]]",
+    required: &["name", "address", "key_chain"],
+    optional: &[
+        "port",
+        "ports",
+        "local_address",
+        "interface",
+        "vrf",
+        "ttl_min",
+    ],
+};
+
+/// The port of BGP.
+const DEFAULT_PORT: u16 = 179;
+
+/// A peer with the name of its chain.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Name of its key chain.
+    pub key_chain: String,
+    /// What the datapath is told about it.
+    pub spec: PeerSpec,
+}
+
+/// Reads all peers, noting those that share a name or cover the same connections.
+pub(super) fn peers(sections: Vec<Section<'_, '_>>, chains: &[Chain], text: &str) -> Vec<Peer> {
+    let mut peers: Vec<(Peer, Range<usize>)> = Vec::new();
+    for section in sections {
+        let Some(peer) = peer(&section, chains) else {
+            continue;
+        };
+        let line = |span: &Range<usize>| place(text, span.start).0;
+        if let Some((_, other)) = peers
+            .iter()
+            .find(|(other, _)| other.spec.name == peer.spec.name)
+        {
+            let (name, line) = (&peer.spec.name, line(other));
+            section.problem(
+                "name",
+                format!("peer {name:?} exists in line {line}; write another name"),
+            );
+        } else if let Some((other, span)) = peers
+            .iter()
+            .find(|(other, _)| conflict(&other.spec, &peer.spec))
+        {
+            let text = format!(
+                "peer {:?} has the same address and ports as peer {:?} in line {}; remove one, or \
+                 tell them apart by `ports`, `local_address` or `vrf`",
+                peer.spec.name,
+                other.spec.name,
+                line(span)
+            );
+            section.problem("address", text);
+        }
+        peers.push((peer, section.span().clone()));
+    }
+    peers.into_iter().map(|(peer, _)| peer).collect()
+}
+
+/// Whether both cover some connection with equal precedence, so that neither could be preferred.
+fn conflict(one: &PeerSpec, other: &PeerSpec) -> bool {
+    one.remote == other.remote
+        && one.local == other.local
+        && one.ports.start() <= other.ports.end()
+        && other.ports.start() <= one.ports.end()
+        && one.interface == other.interface
+        && one.vrf == other.vrf
+}
+
+fn peer(section: &Section<'_, '_>, chains: &[Chain]) -> Option<Peer> {
+    let name = section.parsed("name", checked_name);
+    let address = section.parsed("address", parse_address);
+    let chain = section.parsed("key_chain", |name| find_chain(name, chains));
+    let ports = ports(section);
+    let vrf = section.parsed("vrf", interface_name);
+    let ttl_min = section.integer("ttl_min", 0..=u8::MAX).unwrap_or(0);
+    let (remote, zone) = address?;
+    let interface = interface(section, &remote, zone);
+    let local = section.parsed("local_address", |local| parse_local(local, &remote));
+    let (name, chain) = (name?, chain?);
+    Some(Peer {
+        key_chain: chain.name.clone(),
+        spec: PeerSpec {
+            name: Arc::from(name),
+            remote,
+            local,
+            ports,
+            interface,
+            vrf,
+            keys: chain.mkts.clone(),
+            ttl_min,
+        },
+    })
+}
+
+fn find_chain<'c>(name: &str, chains: &'c [Chain]) -> Result<&'c Chain, String> {
+    chains
+        .iter()
+        .find(|chain| chain.name == name)
+        .ok_or_else(|| {
+            let hint = match chains {
+                [] => "add a [[key_chain]] of that name".to_owned(),
+                _ => suggest(name, chains.iter().map(|chain| chain.name.as_str())),
+            };
+            format!("there is no key chain {name:?}; {hint}")
+        })
+}
+
+fn ports(section: &Section<'_, '_>) -> RangeInclusive<u16> {
+    if section.has("port") && section.has("ports") {
+        section.problem(
+            "ports",
+            "the peer has `port` and `ports`; write one of them",
+        );
+    }
+    let one = section
+        .integer("port", 1..=u16::MAX)
+        .map(|port| port..=port);
+    let range = section.parsed("ports", |ports| {
+        parse_ports(ports).ok_or_else(|| {
+            format!("{ports:?} is no range of ports; write \"FIRST-LAST\", each 1 to 65535")
+        })
+    });
+    range.or(one).unwrap_or(DEFAULT_PORT..=DEFAULT_PORT)
+}
+
+fn parse_ports(text: &str) -> Option<RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-')?;
+    let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    (first != 0 && first <= last).then_some(first..=last)
+}
+
+/// The link of a link-local peer, from `address` (`%eth0`) or `interface`.
+fn interface(section: &Section<'_, '_>, remote: &Prefix, zone: Option<String>) -> Option<String> {
+    let given = section.parsed("interface", interface_name);
+    let link_local = is_link_local(remote.address());
+    match (zone, given) {
+        (Some(zone), Some(given)) if zone != given => {
+            let text = format!("the address says %{zone}, `interface` says {given:?}; write one");
+            section.problem("interface", text);
+            None
+        }
+        (_, Some(given)) if !link_local => {
+            // It would match no connection, and so protect none.
+            let text = format!(
+                "`interface` is for link-local addresses only; remove it, or write vrf = {given:?} \
+                 if that is what it is"
+            );
+            section.problem("interface", text);
+            None
+        }
+        (None, None) if link_local && !section.has("interface") => {
+            let text = format!(
+                "link-local address without an interface; write address = \"{}%eth0\" with the \
+                 name of the interface",
+                remote.address()
+            );
+            section.problem("address", text);
+            None
+        }
+        (zone, given) => zone.or(given),
+    }
+}
+
+/// An address or prefix and the zone after `%` (RFC 4007 §11).
+fn parse_address(text: &str) -> Result<(Prefix, Option<String>), String> {
+    let (host, length) = match text.split_once('/') {
+        Some((host, length)) => (host, Some(length)),
+        None => (text, None),
+    };
+    let (host, zone) = match host.split_once('%') {
+        Some((host, zone)) => (host, Some(interface_name(zone)?)),
+        None => (host, None),
+    };
+    let address: IpAddr = host.parse().map_err(|_| {
+        format!(
+            "{text:?} is no IP address; write one like \"10.0.0.2\", \"2001:db8::2\", \
+             \"10.0.0.0/24\" or \"fe80::1%eth0\""
+        )
+    })?;
+    check_unicast(address, length.is_some())?;
+    if zone.is_some() && !is_link_local(address) {
+        return Err(format!(
+            "%interface is for link-local addresses only; write \"{address}\""
+        ));
+    }
+    let prefix = match length {
+        Some(length) => parse_prefix(address, length)?,
+        None => Prefix::host(address),
+    };
+    Ok((prefix, zone))
+}
+
+fn parse_prefix(address: IpAddr, length: &str) -> Result<Prefix, String> {
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    let refused = || format!("{length:?} is no prefix length; write 0 to {bits}");
+    let length: u8 = length.parse().map_err(|_| refused())?;
+    Prefix::new(address, length).map_err(|error| match error {
+        PrefixError::TooLong(..) => refused(),
+        PrefixError::HostBits => {
+            let network = network_of(address, length);
+            format!(
+                "\"{address}/{length}\" has address bits beyond the prefix; write \
+                 \"{network}/{length}\" for the network or \"{address}\" for the one address"
+            )
+        }
+    })
+}
+
+fn network_of(address: IpAddr, length: u8) -> IpAddr {
+    let length = u32::from(length);
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX
+                .checked_shl(32_u32.saturating_sub(length))
+                .unwrap_or(0);
+            Ipv4Addr::from(u32::from(v4) & mask).into()
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX
+                .checked_shl(128_u32.saturating_sub(length))
+                .unwrap_or(0);
+            Ipv6Addr::from(u128::from(v6) & mask).into()
+        }
+    }
+}
+
+fn parse_local(text: &str, remote: &Prefix) -> Result<IpAddr, String> {
+    let address: IpAddr = text.parse().map_err(|_| {
+        format!("{text:?} is no IP address; write one of this host, without %interface or /length")
+    })?;
+    check_unicast(address, false)?;
+    if address.is_ipv4() != remote.address().is_ipv4() {
+        return Err(
+            "`local_address` and `address` are of different families; write both as IPv4 \
+                    or both as IPv6"
+                .to_owned(),
+        );
+    }
+    Ok(address)
+}
+
+/// Refuses addresses that no TCP session can have. The unspecified address may begin a prefix.
+fn check_unicast(address: IpAddr, prefix: bool) -> Result<(), String> {
+    if let IpAddr::V6(v6) = address
+        && let Some(v4) = v6.to_ipv4_mapped()
+    {
+        return Err(format!(
+            "sessions with \"{address}\" are IPv4 on the wire; write \"{v4}\""
+        ));
+    }
+    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+    if address.is_multicast() || broadcast || (address.is_unspecified() && !prefix) {
+        return Err(format!(
+            "\"{address}\" is no address of a host; write a unicast address"
+        ));
+    }
+    Ok(())
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+/// A name the kernel would accept for a network device.
+fn interface_name(name: &str) -> Result<String, String> {
+    let fits = (1..=15).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && name
+            .bytes()
+            .all(|octet| octet.is_ascii_graphic() && octet != b'/' && octet != b':');
+    if fits {
+        Ok(name.to_owned())
+    } else {
+        Err(format!(
+            "{name:?} is no interface name; write one as `ip link` shows it"
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_prefixes_and_zones_are_read() {
+        let read = |text| parse_address(text).map(|(prefix, zone)| (prefix.to_string(), zone));
+        assert_eq!(read("10.0.0.2"), Ok(("10.0.0.2".into(), None)));
+        assert_eq!(read("10.0.0.0/24"), Ok(("10.0.0.0/24".into(), None)));
+        assert_eq!(read("0.0.0.0/0"), Ok(("0.0.0.0/0".into(), None)));
+        assert_eq!(read("2001:db8::/32"), Ok(("2001:db8::/32".into(), None)));
+        assert_eq!(
+            read("fe80::1%eth0"),
+            Ok(("fe80::1".into(), Some("eth0".into())))
+        );
+        assert_eq!(
+            read("fe80::%eth0/64"),
+            Ok(("fe80::/64".into(), Some("eth0".into())))
+        );
+        for wrong in [
+            "",
+            "10.0.0",
+            "10.0.0.2/33",
+            "10.0.0.2/",
+            "::/129",
+            "fe80::1%",
+            "host",
+        ] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_right_network_is_told() {
+        let error = |text| parse_address(text).unwrap_err();
+        assert!(error("10.0.0.2/24").contains("write \"10.0.0.0/24\""));
+        assert!(error("10.0.0.2/0").contains("write \"0.0.0.0/0\""));
+        assert!(error("2001:db8::1/32").contains("write \"2001:db8::/32\""));
+        assert!(error("::ffff:10.0.0.2").contains("write \"10.0.0.2\""));
+    }
+
+    #[test]
+    fn port_ranges_are_read() {
+        assert_eq!(parse_ports("179-180"), Some(179..=180));
+        assert_eq!(parse_ports("179 - 179"), Some(179..=179));
+        for wrong in ["179", "0-9", "180-179", "1-65536", "-", "a-b"] {
+            assert_eq!(parse_ports(wrong), None, "{wrong}");
+        }
+    }
+}

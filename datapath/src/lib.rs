@@ -1,4 +1,5 @@
 //! The backends that put TCP-AO onto a daemon's sessions.
 
+pub mod firewall;
 pub mod report;
 pub mod settings;

@@ -1,0 +1,181 @@
+//! Puts rules back that somebody flushed or changed.
+//!
+//! nftables tells of every change. x_tables tells nobody, so its tables' outlines are compared
+//! a few times per second, which costs one system call each; the tools run only after a change,
+//! and once a minute to find changes that leave the outline as it was.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use ao_sys::links::{LinkMonitor, Links};
+use ao_sys::nftables::{Changes, NftMonitor};
+use ao_sys::xtables::{Family, Outline, Tables};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::{Error, Firewall, Place, nft, xt};
+
+/// Between two looks at the outlines, in milliseconds: rules must be back within a second.
+const LOOK_EVERY: u16 = 400;
+/// Between two checks of everything.
+const CHECK_EVERY: Duration = Duration::from_secs(60);
+
+/// A thread that watches over the rules of a [`Firewall`] until it is dropped.
+pub struct Watcher {
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watcher {
+    /// Begins to watch, in the calling thread's network namespace. `on_links` is told the
+    /// devices whenever they have changed.
+    ///
+    /// # Errors
+    /// When sockets or the thread cannot be had.
+    pub fn spawn(
+        firewall: Arc<Firewall>,
+        on_links: impl Fn(&Arc<Links>) + Send + 'static,
+    ) -> Result<Self, Error> {
+        let stop = Arc::new(
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+                .map_err(io::Error::from)?,
+        );
+        let mut watch = Watch {
+            stop: Arc::clone(&stop),
+            nft: NftMonitor::new()?,
+            links: LinkMonitor::new()?,
+            tables: Tables::open()?,
+            outlines: BTreeMap::new(),
+            firewall,
+            suspicious: true,
+            checked: Instant::now(),
+        };
+        let thread = thread::Builder::new()
+            .name("ao-watcher".to_owned())
+            .spawn(move || watch.run(&on_links))?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        // The counter of an eventfd that only this writes cannot overflow.
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Watch {
+    stop: Arc<EventFd>,
+    nft: NftMonitor,
+    links: LinkMonitor,
+    tables: Tables,
+    outlines: BTreeMap<(Family, &'static str), Outline>,
+    firewall: Arc<Firewall>,
+    /// Whether the rules must be compared.
+    suspicious: bool,
+    checked: Instant,
+}
+
+impl Watch {
+    fn run(&mut self, on_links: &dyn Fn(&Arc<Links>)) {
+        loop {
+            match self.step(on_links) {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!(%error, "cannot watch over the firewall; trying again");
+                    self.suspicious = true;
+                    // Not at once: the cause may last.
+                    if self.wait().unwrap_or(false) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for one event or the next look, and acts on it; whether to stop.
+    fn step(&mut self, on_links: &dyn Fn(&Arc<Links>)) -> Result<bool, Error> {
+        if self.checked.elapsed() >= CHECK_EVERY {
+            self.suspicious = true;
+        }
+        if self.suspicious {
+            self.restore()?;
+        }
+        if self.wait()? {
+            return Ok(true);
+        }
+        if self.links.update()? {
+            let links = self.links.links();
+            self.firewall.update_links(&links)?;
+            on_links(&links);
+        }
+        self.suspicious |= match self.nft.changes()? {
+            Changes::Unknown => true,
+            Changes::Tables(tables) => self
+                .firewall
+                .parts()
+                .iter()
+                .any(|part| part.place == Place::Nft && tables.contains(nft::table(part.role))),
+        };
+        self.suspicious |= self.outlines_now() != self.outlines;
+        Ok(false)
+    }
+
+    /// Waits for an event; whether it is the one to stop.
+    fn wait(&self) -> Result<bool, Error> {
+        let mut descriptors = [
+            PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.nft.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.links.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut descriptors, PollTimeout::from(LOOK_EVERY)) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+        let [stop, ..] = descriptors;
+        Ok(stop.any().unwrap_or(false))
+    }
+
+    fn restore(&mut self) -> Result<(), Error> {
+        // Taken before the comparison: what changes during it makes the next look suspicious.
+        let outlines = self.outlines_now();
+        let restored = self.firewall.restore()?;
+        for part in &restored {
+            tracing::warn!(%part, "rules were gone or changed by another program; put back");
+        }
+        self.outlines = if restored.is_empty() {
+            outlines
+        } else {
+            self.outlines_now()
+        };
+        self.suspicious = false;
+        self.checked = Instant::now();
+        Ok(())
+    }
+
+    fn outlines_now(&self) -> BTreeMap<(Family, &'static str), Outline> {
+        let mut outlines = BTreeMap::new();
+        for part in self.firewall.parts() {
+            let Place::Xt(family) = part.place else {
+                continue;
+            };
+            for table in xt::table_names(part.role) {
+                if let Ok(outline) = self.tables.outline(family, table) {
+                    outlines.insert((family, table), outline);
+                }
+            }
+        }
+        outlines
+    }
+}

@@ -17,9 +17,21 @@ pub mod capture;
 pub mod daemon;
 pub mod netns;
 pub mod process;
+pub mod scene;
 pub mod scratch;
 pub mod settings;
 pub mod sidecar;
 pub mod stream;
 pub mod topology;
 pub mod wait;
+
+/// Tells how far a test has come; shown when it fails, or at once with `--no-capture`.
+#[macro_export]
+macro_rules! progress {
+    ($($words:tt)*) => { $crate::say(format_args!($($words)*)) };
+}
+
+#[doc(hidden)]
+pub fn say(line: std::fmt::Arguments<'_>) {
+    eprintln!("{line}");
+}

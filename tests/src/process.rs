@@ -151,3 +151,12 @@ pub fn output(mut command: Command) -> Result<String, String> {
     let stderr = String::from_utf8_lossy(&output.stderr);
     Err(format!("{command:?}: {}\n{stdout}{stderr}", output.status))
 }
+
+/// The folder of built programs: test programs stand in a folder below it.
+pub(crate) fn built_folder() -> PathBuf {
+    let test = std::env::current_exe().expect("the path of the test program");
+    test.ancestors()
+        .nth(2)
+        .expect("the target folder")
+        .to_owned()
+}

@@ -1,1 +1,331 @@
-//! x
+//! The sidecar under test.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::netns::Namespace;
+use crate::process::{Process, built_folder, output};
+use crate::scratch::Scratch;
+use crate::settings::SIDECAR_START;
+use crate::topology::{Family, Host};
+use crate::wait;
+
+/// Names of the algorithms, as the configuration has them.
+pub const ALGORITHMS: [&str; 4] = [
+    "hmac-sha-1-96",
+    "aes-128-cmac-96",
+    "hmac-sha-256-96",
+    "hmac-sha-256-128",
+];
+
+/// A key as one end has it.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// KeyID it sends.
+    pub send_id: u8,
+    /// KeyID it expects.
+    pub recv_id: u8,
+    /// One of [`ALGORITHMS`].
+    pub algorithm: &'static str,
+    /// The secret, text.
+    pub secret: String,
+    /// Whether other TCP options are covered.
+    pub include_tcp_options: bool,
+}
+
+impl Key {
+    /// A key with IDs 1 (sent) and 2 (expected).
+    #[must_use]
+    pub fn new(algorithm: &'static str) -> Self {
+        Self {
+            send_id: 1,
+            recv_id: 2,
+            algorithm,
+            secret: "a secret of the tests".into(),
+            include_tcp_options: true,
+        }
+    }
+
+    /// The same key as the far end has it.
+    #[must_use]
+    pub fn mirrored(&self) -> Self {
+        Self {
+            send_id: self.recv_id,
+            recv_id: self.send_id,
+            ..self.clone()
+        }
+    }
+
+    /// The key for the capture checker; this end's address is `a`.
+    #[must_use]
+    pub fn for_checker(&self, a: &str, b: &str) -> Value {
+        json!({
+            "a": a, "b": b, "a_to_b_id": self.send_id, "b_to_a_id": self.recv_id,
+            "algorithm": self.algorithm, "secret": self.secret,
+            "include_options": self.include_tcp_options,
+        })
+    }
+}
+
+impl Default for Key {
+    fn default() -> Self {
+        Self::new(ALGORITHMS[0])
+    }
+}
+
+/// A configuration with one peer.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Address of the peer, with zone where it needs one.
+    pub peer: String,
+    /// Protected port.
+    pub port: u16,
+    /// Its keys.
+    pub keys: Vec<Key>,
+    /// `keep` or `remove`.
+    pub on_exit: &'static str,
+    /// More lines of the peer's table.
+    pub peer_extra: String,
+}
+
+impl Config {
+    /// Protects BGP with `peer` by `key`.
+    #[must_use]
+    pub fn new(peer: &Host, family: Family, key: Key) -> Self {
+        Self {
+            peer: peer.address_text(family),
+            port: 179,
+            keys: vec![key],
+            on_exit: "keep",
+            peer_extra: String::new(),
+        }
+    }
+
+    fn write(&self, scratch: &Scratch) -> PathBuf {
+        let mut text = format!(
+            "datapath = \"userspace\"\non_exit = \"{}\"\n[[key_chain]]\nname = \"chain\"\n",
+            self.on_exit
+        );
+        for (index, key) in self.keys.iter().enumerate() {
+            let file = format!("chain-{index}.key");
+            scratch.write(&file, &key.secret);
+            let _ = write!(
+                text,
+                "[[key_chain.key]]\nsend_id = {}\nrecv_id = {}\nalgorithm = \"{}\"\n\
+                 secret_file = \"{file}\"\ninclude_tcp_options = {}\n",
+                key.send_id, key.recv_id, key.algorithm, key.include_tcp_options
+            );
+        }
+        let _ = write!(
+            text,
+            "[[peer]]\nname = \"peer\"\naddress = \"{}\"\nport = {}\nkey_chain = \"chain\"\n{}\n",
+            self.peer, self.port, self.peer_extra
+        );
+        scratch.write("config.toml", &text)
+    }
+}
+
+/// A sidecar with its configuration and state; running or not.
+#[derive(Debug)]
+pub struct Sidecar {
+    namespace: String,
+    scratch: Scratch,
+    process: Option<Process>,
+}
+
+impl Sidecar {
+    /// Writes the configuration, starts nothing.
+    #[must_use]
+    pub fn prepare(namespace: &Namespace, config: &Config) -> Self {
+        let scratch = Scratch::new();
+        config.write(&scratch);
+        Self {
+            namespace: namespace.name().to_owned(),
+            scratch,
+            process: None,
+        }
+    }
+
+    /// Starts a sidecar and waits until it is ready.
+    #[must_use]
+    pub fn start(namespace: &Namespace, config: &Config) -> Self {
+        let mut sidecar = Self::prepare(namespace, config);
+        sidecar.launch(&[]);
+        sidecar.wait_ready();
+        sidecar
+    }
+
+    /// Starts sidecars at both hosts that protect their session with `key` (as a has it).
+    #[must_use]
+    pub fn pair(a: &Host, b: &Host, family: Family, key: &Key) -> (Self, Self) {
+        (
+            Self::start(&a.namespace, &Config::new(b, family, key.clone())),
+            Self::start(&b.namespace, &Config::new(a, family, key.mirrored())),
+        )
+    }
+
+    /// Starts the process; does not wait.
+    pub fn launch(&mut self, arguments: &[&str]) {
+        let mut command = self.command(&["run"]);
+        command.arg("--state-dir").arg(self.scratch.file("state"));
+        command.arg("--api-socket").arg(self.socket());
+        command.args(arguments);
+        let name = format!("ao-sidecar in {}", self.namespace);
+        let log = self.scratch.file("sidecar.log");
+        // The old process, if any, ends before the new one starts.
+        self.process = None;
+        self.process = Some(Process::spawn(&name, &log, command));
+    }
+
+    /// Waits until it answers.
+    ///
+    /// # Panics
+    /// When it ends or does not answer in time.
+    pub fn wait_ready(&mut self) {
+        wait::poll("the sidecar's API", SIDECAR_START, || {
+            if let Some(status) = self.process().ended() {
+                panic!("the sidecar ended with {status}");
+            }
+            self.try_ask("status")
+        });
+    }
+
+    /// Runs `ao-sidecar SUBCOMMAND… --config FILE` in its namespace to the end.
+    ///
+    /// # Errors
+    /// When it fails: its output.
+    pub fn run(&self, subcommand: &[&str]) -> Result<String, String> {
+        output(self.command(subcommand))
+    }
+
+    fn command(&self, subcommand: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace]);
+        command.arg(program("ao-sidecar")).args(subcommand);
+        command.arg("--config").arg(self.config_file());
+        command
+    }
+
+    /// Path of its configuration.
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.scratch.file("config.toml")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.scratch.file("api.sock")
+    }
+
+    /// Writes another configuration for the next start.
+    pub fn reconfigure(&self, config: &Config) {
+        config.write(&self.scratch);
+    }
+
+    /// Asks it, as an operator would.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn try_ask(&self, question: &str) -> Result<Value, String> {
+        let mut command = Command::new(program("aoctl"));
+        command.arg("--socket").arg(self.socket());
+        command.args([question, "--json"]);
+        let answer = output(command)?;
+        serde_json::from_str(&answer).map_err(|error| format!("{error}: {answer}"))
+    }
+
+    /// Asks it, as an operator would.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[must_use]
+    pub fn ask(&self, question: &str) -> Value {
+        self.try_ask(question)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Refused packets of the peer and of the firewall, by reason.
+    #[must_use]
+    pub fn drops(&self) -> Drops {
+        let counters = self.ask("counters");
+        let mut drops = Drops::default();
+        for table in [
+            &counters["peers"][0]["drops"],
+            &counters["drops"],
+            &counters["firewall_drops"],
+        ] {
+            for (reason, count) in table.as_object().into_iter().flatten() {
+                *drops.0.entry(reason.clone()).or_default() += count.as_u64().unwrap_or(0);
+            }
+        }
+        drops
+    }
+
+    /// The process.
+    ///
+    /// # Panics
+    /// When it was never launched.
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("a launched sidecar")
+    }
+
+    /// Kills it, as a crash would.
+    pub fn kill(&mut self) {
+        self.process().kill();
+    }
+
+    /// Stops it in order.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.process().stop(Signal::SIGTERM, SIDECAR_START)
+    }
+
+    /// Starts it again and waits until it is ready.
+    pub fn restart(&mut self) {
+        self.launch(&[]);
+        self.wait_ready();
+    }
+
+    /// Makes it hang.
+    pub fn freeze(&mut self) {
+        self.process().signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&mut self) {
+        self.process().signal(Signal::SIGCONT);
+    }
+}
+
+/// Counts of refused packets by reason.
+#[derive(Clone, Debug, Default)]
+pub struct Drops(std::collections::BTreeMap<String, u64>);
+
+impl Drops {
+    /// How many were refused for any of the reasons.
+    #[must_use]
+    pub fn of(&self, reasons: &[&str]) -> u64 {
+        reasons
+            .iter()
+            .filter_map(|reason| self.0.get(*reason))
+            .sum()
+    }
+}
+
+/// The path of one of the project's programs: in `AO_BIN_DIR`, else beside the test programs.
+///
+/// # Panics
+/// When it has not been built.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    let folder = std::env::var_os("AO_BIN_DIR").map_or_else(built_folder, PathBuf::from);
+    let path = folder.join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: build it with `cargo build -p ao-sidecar`, or name its folder in AO_BIN_DIR",
+        path.display()
+    );
+    path
+}

@@ -122,7 +122,6 @@ fn stays_down(key_a: &Key, key_b: Option<&Key>, reasons: &[&str]) {
         &Config::new(&lan.b, family, key_a.clone()),
     );
     let sidecar_b = key_b
-        .as_ref()
         .map(|key| Sidecar::start(&lan.b.namespace, &Config::new(&lan.a, family, key.clone())));
     let (mut a, mut b) = Speaker::pair(&lan.a, &lan.b, family);
     (a.passive, b.passive) = (false, false);

@@ -23,7 +23,7 @@ fn passive_open() {
     let answer = session.send(&session.local_syn_ack());
     session.assert_signed(&answer.bytes, 0, 0);
     assert_eq!(session.state(), Some(SessionState::Opening));
-    let ack = session.from_far(ACK, 1, 1);
+    let ack = session.of_far(ACK, 1, 1);
     assert_eq!(session.receive(&ack).passed(), ack);
     assert_eq!(session.state(), Some(SessionState::Established));
     session.assert_alive();
@@ -79,7 +79,7 @@ fn simultaneous_open_when_the_far_end_hears_only_the_syn() {
     session.send(&session.local_syn_ack()).passed();
     // Our SYN was lost, so the far end acknowledges with data at once.
     session
-        .receive(&session.from_far(ACK | PSH, 1, 1).payload(b"x"))
+        .receive(&session.of_far(ACK | PSH, 1, 1).payload(b"x"))
         .passed();
     session.assert_alive();
 }
@@ -88,17 +88,17 @@ fn simultaneous_open_when_the_far_end_hears_only_the_syn() {
 #[test]
 fn syn_cookies_leave_only_the_last_ack() {
     let mut session = Session::passive(one_key());
-    session.receive(&session.from_far(ACK, 1, 1)).passed();
+    session.receive(&session.of_far(ACK, 1, 1)).passed();
     assert_eq!(
         session.state(),
         Some(SessionState::Opening),
         "a handshake can be replayed whole"
     );
-    let data = session.from_far(ACK | PSH, 1, 1).payload(b"OPEN");
+    let data = session.of_far(ACK | PSH, 1, 1).payload(b"OPEN");
     assert_eq!(session.receive(&data).passed(), data);
     assert_eq!(session.state(), Some(SessionState::Established));
     session.assert_alive();
-    let sent = session.send(&session.from_local(ACK | PSH, 1, 5).payload(b"OPEN"));
+    let sent = session.send(&session.of_local(ACK | PSH, 1, 5).payload(b"OPEN"));
     session.assert_signed(&sent.bytes, 0, 0);
 }
 
@@ -106,11 +106,11 @@ fn syn_cookies_leave_only_the_last_ack() {
 fn syn_cookies_whose_ack_carries_data() {
     let mut session = Session::passive(one_key());
     session
-        .receive(&session.from_far(ACK | PSH, 1, 1).payload(b"OPEN"))
+        .receive(&session.of_far(ACK | PSH, 1, 1).payload(b"OPEN"))
         .passed();
-    session.send(&session.from_local(ACK, 1, 5)).passed();
+    session.send(&session.of_local(ACK, 1, 5)).passed();
     session
-        .receive(&session.from_far(ACK | PSH, 5, 1).payload(b"more"))
+        .receive(&session.of_far(ACK | PSH, 5, 1).payload(b"more"))
         .passed();
     session.assert_alive();
 }
@@ -147,7 +147,7 @@ fn segments_of_unknown_connections_are_verified_at_a_bounded_rate() {
 fn only_an_ack_recovers_a_handshake() {
     let mut session = Session::passive(one_key());
     for flags in [SYN | ACK, RST | ACK, FIN | ACK, PSH, 0] {
-        let stray = session.from_far(flags, 1, 1);
+        let stray = session.of_far(flags, 1, 1);
         assert_eq!(
             session.receive(&stray).dropped(),
             DropReason::UnknownConnection,
@@ -164,7 +164,7 @@ fn a_live_session_is_not_recovered_over() {
     let foreign = Tcp {
         seq: 501,
         ack: 601,
-        ..session.from_far(ACK, 0, 0)
+        ..session.of_far(ACK, 0, 0)
     };
     let replayed = sign(&foreign, &session.keys[0], (2, 1), isns, 0);
     assert_eq!(
@@ -179,8 +179,8 @@ fn a_live_session_is_not_recovered_over() {
 fn a_recovered_handshake_is_one_entry_however_often_it_is_told() {
     use ao_engine::engine::Direction::Inbound;
     let mut session = Session::passive(one_key());
-    let ack = session.signed(&session.from_far(ACK, 1, 1));
-    let data = session.signed(&session.from_far(ACK | PSH, 1, 1).payload(b"OPEN"));
+    let ack = session.signed(&session.of_far(ACK, 1, 1));
+    let data = session.signed(&session.of_far(ACK | PSH, 1, 1).payload(b"OPEN"));
     session.host.batch(&[(Inbound, ack), (Inbound, data)]);
     assert_eq!(session.host.engine.sessions().count(), 1);
     assert_eq!(session.state(), Some(SessionState::Established));
@@ -200,12 +200,12 @@ fn data_in_a_syn() {
         session.host.inbound(&forged).dropped(),
         DropReason::Checksum | DropReason::BadMac
     ));
-    session.send(&session.from_local(SYN | ACK, 0, 6)).passed();
+    session.send(&session.of_local(SYN | ACK, 0, 6)).passed();
 
     let mut session = Session::active(one_key());
     let out = session.send(&session.local_syn().payload(b"early"));
     session.assert_signed(&out.bytes, 0, 0);
-    session.receive(&session.from_far(SYN | ACK, 0, 1)).passed();
+    session.receive(&session.of_far(SYN | ACK, 0, 1)).passed();
     session.assert_alive();
 }
 
@@ -218,12 +218,12 @@ fn retransmissions_of_the_handshake() {
         session.assert_signed(&answer.bytes, 0, 0);
         session.host.wait(1000);
     }
-    session.receive(&session.from_far(ACK, 1, 1)).passed();
+    session.receive(&session.of_far(ACK, 1, 1)).passed();
     // The ACK was lost to the local TCP: it answers again, the far end acknowledges again.
     let answer = session.send(&session.local_syn_ack());
     session.assert_signed(&answer.bytes, 0, 0);
     assert!(answer.changes.is_empty());
-    session.receive(&session.from_far(ACK, 1, 1)).passed();
+    session.receive(&session.of_far(ACK, 1, 1)).passed();
     assert_eq!(session.host.engine.sessions().count(), 1);
 
     let mut session = Session::active(one_key());
@@ -272,7 +272,7 @@ fn a_second_syn_ack_with_another_isn_changes_nothing() {
 #[test]
 fn resets() {
     let mut session = Session::established(one_key());
-    let reset = session.from_far(RST, 1, 1);
+    let reset = session.of_far(RST, 1, 1);
     assert_eq!(
         session.host.inbound(&reset.bytes()).dropped(),
         DropReason::Unsigned
@@ -283,7 +283,7 @@ fn resets() {
     assert_eq!(session.state(), Some(SessionState::Closing));
 
     let mut session = Session::established(one_key());
-    let out = session.send(&session.from_local(RST | ACK, 1, 1));
+    let out = session.send(&session.of_local(RST | ACK, 1, 1));
     session.assert_signed(&out.bytes, 0, 0);
     assert_eq!(session.state(), Some(SessionState::Closing));
 }
@@ -291,9 +291,9 @@ fn resets() {
 #[test]
 fn a_reset_outside_the_window_ends_nothing() {
     let mut session = Session::established(one_key());
-    session.receive(&session.from_far(RST, 900_000, 1)).passed();
-    session.send(&session.from_local(ACK, 1, 1)).passed();
-    session.receive(&session.from_far(ACK, 1, 1)).passed();
+    session.receive(&session.of_far(RST, 900_000, 1)).passed();
+    session.send(&session.of_local(ACK, 1, 1)).passed();
+    session.receive(&session.of_far(ACK, 1, 1)).passed();
     assert_eq!(session.state(), Some(SessionState::Established));
 }
 
@@ -304,7 +304,7 @@ fn a_reset_that_answers_a_syn_is_not_sent() {
     session.receive(&session.far_syn()).passed();
     let reset = Tcp {
         seq: 0,
-        ..session.from_local(RST | ACK, 0, 1)
+        ..session.of_local(RST | ACK, 0, 1)
     };
     assert_eq!(
         session.send(&reset).dropped(),
@@ -315,7 +315,7 @@ fn a_reset_that_answers_a_syn_is_not_sent() {
     session.send(&session.local_syn()).passed();
     let reset = Tcp {
         seq: 0,
-        ..session.from_far(RST | ACK, 0, 1)
+        ..session.of_far(RST | ACK, 0, 1)
     };
     assert_eq!(
         session.host.inbound(&reset.bytes()).dropped(),
@@ -330,10 +330,10 @@ fn a_reset_that_answers_a_syn_is_not_sent() {
 }
 
 fn close(session: &mut Session) {
-    session.send(&session.from_local(FIN | ACK, 1, 1)).passed();
+    session.send(&session.of_local(FIN | ACK, 1, 1)).passed();
     assert_eq!(session.state(), Some(SessionState::Established));
-    session.receive(&session.from_far(FIN | ACK, 1, 2)).passed();
-    session.send(&session.from_local(ACK, 2, 2)).passed();
+    session.receive(&session.of_far(FIN | ACK, 1, 2)).passed();
+    session.send(&session.of_local(ACK, 2, 2)).passed();
     assert_eq!(session.state(), Some(SessionState::Closing));
 }
 
@@ -342,15 +342,15 @@ fn a_closed_connection_answers_late_segments_until_it_expires() {
     let mut session = Session::established(one_key());
     close(&mut session);
     session.host.wait(60_000);
-    session.receive(&session.from_far(FIN | ACK, 1, 2)).passed();
-    let answer = session.send(&session.from_local(ACK, 2, 2));
+    session.receive(&session.of_far(FIN | ACK, 1, 2)).passed();
+    let answer = session.send(&session.of_local(ACK, 2, 2));
     session.assert_signed(&answer.bytes, 0, 0);
     session.host.wait(120_000);
     assert_eq!(session.state(), Some(SessionState::Closing));
     session.host.wait(1);
     assert_eq!(session.state(), None);
     assert!(session.host.records.is_empty());
-    let late = session.send(&session.from_local(ACK, 2, 2));
+    let late = session.send(&session.of_local(ACK, 2, 2));
     assert_eq!(late.dropped(), DropReason::UnknownConnection);
 }
 
@@ -365,12 +365,12 @@ fn a_tuple_in_time_wait_is_used_again() {
 
     // Between the two, a late segment of the first connection still belongs to it.
     (session.local_isn, session.far_isn) = (old_local, old_far);
-    session.receive(&session.from_far(FIN | ACK, 1, 2)).passed();
-    let answer = session.send(&session.from_local(ACK, 2, 2));
+    session.receive(&session.of_far(FIN | ACK, 1, 2)).passed();
+    let answer = session.send(&session.of_local(ACK, 2, 2));
     session.assert_signed(&answer.bytes, 0, 0);
 
     (session.local_isn, session.far_isn) = (5_000_000, 7_000_000);
-    session.receive(&session.from_far(ACK, 1, 1)).passed();
+    session.receive(&session.of_far(ACK, 1, 1)).passed();
     session.assert_alive();
     assert_eq!(
         session.host.engine.sessions().count(),
@@ -406,7 +406,7 @@ fn a_replayed_syn_leaves_a_live_session_alone() {
         session.host.inbound(&replay).passed();
         session.assert_alive();
         // The local TCP answers with an ACK of the connection it has (RFC 5961 §4.2).
-        let challenge = session.send(&session.from_local(ACK, 1, 1));
+        let challenge = session.send(&session.of_local(ACK, 1, 1));
         session.assert_signed(&challenge.bytes, 0, 0);
     }
     session.assert_alive();
@@ -425,7 +425,7 @@ fn a_replayed_syn_in_time_wait_leads_nowhere() {
     assert_eq!(session.host.engine.sessions().count(), 2);
     // Nobody answers the SYN-ACK: the attempt expires, and never was a session.
     (session.local_isn, session.far_isn) = live;
-    session.receive(&session.from_far(ACK, 2, 2)).passed();
+    session.receive(&session.of_far(ACK, 2, 2)).passed();
     session.host.wait(130_001);
     assert_eq!(session.host.engine.sessions().count(), 0);
 }

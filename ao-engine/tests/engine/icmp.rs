@@ -15,7 +15,7 @@ fn in_flight(ends: [&str; 3]) -> (Session, Vec<u8>, std::net::IpAddr) {
     let (local, far) = (format!("{local}:179"), format!("{far}:40000"));
     let mut session = Session::between(&local, &far, vec![key(1, 2, HmacSha1_96)]);
     session.accept_call();
-    let sent = session.send(&session.from_local(ACK | PSH, 1, 1).payload(&[7; 100]));
+    let sent = session.send(&session.of_local(ACK | PSH, 1, 1).payload(&[7; 100]));
     let router = router.trim_matches(['[', ']']).parse().unwrap();
     (session, sent.bytes, router)
 }
@@ -136,10 +136,10 @@ fn an_mtu_is_believed_down_to_a_floor() {
         session.host.route_mtu = None;
         let headers = if src.is_ipv4() { 40 } else { 60 } + 16;
         let fits = vec![1; believed as usize - headers];
-        let out = session.send(&session.from_local(ACK, 1, 1).payload(&fits));
+        let out = session.send(&session.of_local(ACK, 1, 1).payload(&fits));
         assert_eq!(out.verdict, Verdict::Modified, "{said}");
         let above = vec![1; believed as usize - headers + 1];
-        let out = session.send(&session.from_local(ACK, 1, 1).payload(&above));
+        let out = session.send(&session.of_local(ACK, 1, 1).payload(&above));
         assert_eq!(out.verdict, Verdict::Split, "{said}");
     }
 }
@@ -148,7 +148,7 @@ fn an_mtu_is_believed_down_to_a_floor() {
 fn the_longest_mac_of_the_peer_is_taken_off_the_mtu() {
     let keys = vec![key(1, 2, HmacSha1_96), key(3, 4, HmacSha256_128)];
     let mut session = Session::established(keys);
-    let sent = session.send(&session.from_local(ACK | PSH, 1, 1).payload(&[7; 100]));
+    let sent = session.send(&session.of_local(ACK | PSH, 1, 1).payload(&[7; 100]));
     let src = "203.0.113.1".parse().unwrap();
     let error = Icmp {
         src,
@@ -199,7 +199,7 @@ fn numbers_that_are_not_in_flight_are_guesses() {
         }
         assert_eq!(session.drops(DropReason::IcmpUnmatched), 4);
         // Once acknowledged, the same numbers are old.
-        session.receive(&session.from_far(ACK, 1, 101)).passed();
+        session.receive(&session.of_far(ACK, 1, 101)).passed();
         let error = Icmp {
             src,
             kind,
@@ -221,7 +221,7 @@ fn in_flight_across_a_wrap() {
     session.local_isn = u32::MAX - 10;
     session.accept_call();
     for at in [1, 41] {
-        let segment = session.from_local(ACK | PSH, at, 1).payload(&[7; 40]);
+        let segment = session.of_local(ACK | PSH, at, 1).payload(&[7; 40]);
         let sent = session.send(&segment);
         let src = "203.0.113.1".parse().unwrap();
         let error = Icmp {

@@ -36,12 +36,12 @@ fn each_algorithm_with_and_without_options() {
                 }
                 let timestamps = [1, 1, 8, 10, 0, 0, 0, 9, 0, 0, 0, 8];
                 let data = session
-                    .from_far(ACK | PSH, 1, 1)
+                    .of_far(ACK | PSH, 1, 1)
                     .options(&timestamps)
                     .payload(b"odd");
                 assert_eq!(session.receive(&data).passed(), data, "{algorithm}");
                 let data = session
-                    .from_local(ACK | PSH, 1, 4)
+                    .of_local(ACK | PSH, 1, 4)
                     .options(&timestamps)
                     .payload(b"x");
                 let out = session.send(&data);
@@ -63,7 +63,7 @@ fn options_are_covered_or_not_as_the_key_says() {
         }];
         let mut session = Session::established(keys);
         let timestamps = [1, 1, 8, 10, 0, 0, 0, 9, 0, 0, 0, 8];
-        let segment = session.from_far(ACK, 1, 1).options(&timestamps);
+        let segment = session.of_far(ACK, 1, 1).options(&timestamps);
         let genuine = Tcp::parse(&session.signed(&segment));
         let mut changed = genuine.clone();
         changed.options[11] ^= 1; // the last octet of the timestamps
@@ -91,13 +91,13 @@ fn options_are_covered_or_not_as_the_key_says() {
 #[test]
 fn ids_of_the_two_directions_are_separate() {
     let mut session = Session::established(two_keys());
-    let out = session.send(&session.from_local(ACK, 1, 1));
+    let out = session.send(&session.of_local(ACK, 1, 1));
     assert_eq!(Tcp::parse(&out.bytes).ao(), Some((1, 2)));
     // The far end may use any key it shares, whatever we asked for.
     session
-        .receive_with(&session.from_far(ACK, 1, 1), 1, 1, 0)
+        .receive_with(&session.of_far(ACK, 1, 1), 1, 1, 0)
         .passed();
-    let out = session.send(&session.from_local(ACK, 1, 1));
+    let out = session.send(&session.of_local(ACK, 1, 1));
     assert_eq!(Tcp::parse(&out.bytes).ao(), Some((1, 2)));
 }
 
@@ -109,7 +109,7 @@ fn the_far_end_chooses_the_key_it_receives() {
     let answer = session.send(&session.local_syn_ack());
     session.assert_signed(&answer.bytes, 1, 0);
     session
-        .receive_with(&session.from_far(ACK, 1, 1), 0, 3, 0)
+        .receive_with(&session.of_far(ACK, 1, 1), 0, 3, 0)
         .passed();
     assert_eq!(
         session.view(|view| (view.current_key, view.rnext_key)),
@@ -118,14 +118,14 @@ fn the_far_end_chooses_the_key_it_receives() {
 
     // An older key again is legal (RFC 5925 §7.5).
     session
-        .receive_with(&session.from_far(ACK | PSH, 1, 1).payload(b"a"), 1, 1, 0)
+        .receive_with(&session.of_far(ACK | PSH, 1, 1).payload(b"a"), 1, 1, 0)
         .passed();
-    let out = session.send(&session.from_local(ACK, 1, 2));
+    let out = session.send(&session.of_local(ACK, 1, 2));
     session.assert_signed(&out.bytes, 0, 0);
     session
-        .receive_with(&session.from_far(ACK | PSH, 2, 1).payload(b"a"), 1, 3, 0)
+        .receive_with(&session.of_far(ACK | PSH, 2, 1).payload(b"a"), 1, 3, 0)
         .passed();
-    let out = session.send(&session.from_local(ACK, 1, 3));
+    let out = session.send(&session.of_local(ACK, 1, 3));
     session.assert_signed(&out.bytes, 1, 0);
 }
 
@@ -137,7 +137,7 @@ fn the_answer_to_our_syn_may_switch() {
     session
         .receive_with(&session.far_syn_ack(), 0, 3, 0)
         .passed();
-    let ack = session.send(&session.from_local(ACK, 1, 1));
+    let ack = session.send(&session.of_local(ACK, 1, 1));
     session.assert_signed(&ack.bytes, 1, 0);
 }
 
@@ -146,7 +146,7 @@ fn the_answer_to_our_syn_may_switch() {
 fn rnext_key_does_not_follow_the_far_end() {
     let mut session = Session::established(two_keys());
     session
-        .receive_with(&session.from_far(ACK, 1, 1), 1, 3, 0)
+        .receive_with(&session.of_far(ACK, 1, 1), 1, 3, 0)
         .passed();
     assert_eq!(
         session.view(|view| (view.current_key, view.rnext_key)),
@@ -159,7 +159,7 @@ fn an_unknown_rnext_key_id_is_no_action() {
     let mut session = Session::established(two_keys());
     for unknown in [0, 2, 4, 99, 255] {
         session
-            .receive_with(&session.from_far(ACK, 1, 1), 0, unknown, 0)
+            .receive_with(&session.of_far(ACK, 1, 1), 0, unknown, 0)
             .passed();
         assert_eq!(session.view(|view| view.current_key), Some(1), "{unknown}");
     }
@@ -168,7 +168,7 @@ fn an_unknown_rnext_key_id_is_no_action() {
 #[test]
 fn a_refused_segment_switches_nothing() {
     let mut session = Session::established(two_keys());
-    let mut forged = Tcp::parse(&session.signed_with(&session.from_far(ACK, 1, 1), 0, 1, 0));
+    let mut forged = Tcp::parse(&session.signed_with(&session.of_far(ACK, 1, 1), 0, 1, 0));
     forged.options[3] = 3;
     assert_eq!(
         session.host.inbound(&forged.bytes()).dropped(),
@@ -181,14 +181,14 @@ fn a_refused_segment_switches_nothing() {
 fn old_segments_do_not_bring_an_old_key_back() {
     let mut session = Session::established(two_keys());
     session
-        .send(&session.from_local(ACK | PSH, 1, 1).payload(&[0; 100]))
+        .send(&session.of_local(ACK | PSH, 1, 1).payload(&[0; 100]))
         .passed();
-    let old_data = session.signed(&session.from_far(ACK | PSH, 1, 1).payload(b"abc"));
-    let old_ack = session.signed(&session.from_far(ACK, 4, 50));
+    let old_data = session.signed(&session.of_far(ACK | PSH, 1, 1).payload(b"abc"));
+    let old_ack = session.signed(&session.of_far(ACK, 4, 50));
     session.host.inbound(&old_data).passed();
     session.host.inbound(&old_ack).passed();
     session
-        .receive_with(&session.from_far(ACK, 4, 101), 0, 3, 0)
+        .receive_with(&session.of_far(ACK, 4, 101), 0, 3, 0)
         .passed();
     assert_eq!(session.view(|view| view.current_key), Some(3));
     for replay in [old_data, old_ack] {
@@ -201,7 +201,7 @@ fn old_segments_do_not_bring_an_old_key_back() {
 fn a_policy_change_keeps_the_keys_in_use_by_their_ids() {
     let mut session = Session::established(two_keys());
     session
-        .receive_with(&session.from_far(ACK | PSH, 1, 1).payload(b"a"), 0, 3, 0)
+        .receive_with(&session.of_far(ACK | PSH, 1, 1).payload(b"a"), 0, 3, 0)
         .passed();
     let before = session.host.counters("far");
     let mut keys = vec![Arc::new(key(7, 8, HmacSha256_128))];
@@ -214,13 +214,13 @@ fn a_policy_change_keeps_the_keys_in_use_by_their_ids() {
         Some((3, 2))
     );
     assert_eq!(session.host.counters("far"), before);
-    let out = session.send(&session.from_local(ACK, 1, 2));
+    let out = session.send(&session.of_local(ACK, 1, 2));
     session.assert_signed(&out.bytes, 1, 0);
 
     // A key added is usable at once, a key removed gives way to the first.
     session.keys.insert(0, keys[0].clone());
     session
-        .receive_with(&session.from_far(ACK, 2, 1), 0, 3, 0)
+        .receive_with(&session.of_far(ACK, 2, 1), 0, 3, 0)
         .passed();
     session.keys.truncate(1);
     session
@@ -230,7 +230,7 @@ fn a_policy_change_keeps_the_keys_in_use_by_their_ids() {
         session.view(|view| (view.current_key, view.rnext_key)),
         Some((7, 8))
     );
-    let out = session.send(&session.from_local(ACK, 1, 2));
+    let out = session.send(&session.of_local(ACK, 1, 2));
     session.assert_signed(&out.bytes, 0, 0);
 }
 
@@ -247,7 +247,7 @@ fn a_policy_change_forgets_connections_that_lost_their_peer_or_its_keys() {
         session.host.take_changes();
         assert_eq!(session.host.engine.sessions().count(), 0);
         assert!(session.host.records.is_empty());
-        let out = session.send(&session.from_local(ACK, 1, 1));
+        let out = session.send(&session.of_local(ACK, 1, 1));
         let reason = if gone {
             DropReason::NoPeer
         } else {
@@ -277,16 +277,16 @@ fn a_peer_that_moves_in_the_policy_keeps_its_sessions() {
 fn counters_of_session_and_peer() {
     let mut session = Session::established(two_keys());
     for _ in 0..3 {
-        session.receive(&session.from_far(ACK, 1, 1)).passed();
+        session.receive(&session.of_far(ACK, 1, 1)).passed();
     }
     for _ in 0..4 {
-        session.send(&session.from_local(ACK, 1, 1)).passed();
+        session.send(&session.of_local(ACK, 1, 1)).passed();
     }
-    let wrong = session.signed_with(&session.from_far(ACK, 1, 1), 0, 1, 5);
+    let wrong = session.signed_with(&session.of_far(ACK, 1, 1), 0, 1, 5);
     session.host.inbound(&wrong).dropped();
     session
         .host
-        .inbound(&session.from_far(FIN, 1, 1).bytes())
+        .inbound(&session.of_far(FIN, 1, 1).bytes())
         .dropped();
     let counters = session.view(|view| view.counters).unwrap();
     // SYN, ACK and three; SYN-ACK and four.
@@ -314,9 +314,9 @@ fn the_link_tells_link_local_connections_apart() {
     session.host.link.interface = 7;
     session.receive(&session.far_syn()).passed();
     session.send(&session.local_syn_ack()).passed();
-    session.receive(&session.from_far(ACK, 1, 1)).passed();
+    session.receive(&session.of_far(ACK, 1, 1)).passed();
     session.host.link.interface = 8;
-    let elsewhere = session.from_local(ACK, 1, 1);
+    let elsewhere = session.of_local(ACK, 1, 1);
     assert_eq!(
         session.send(&elsewhere).dropped(),
         DropReason::UnknownConnection
@@ -325,7 +325,7 @@ fn the_link_tells_link_local_connections_apart() {
     session.local_isn = 77;
     session.receive(&session.far_syn()).passed();
     session.send(&session.local_syn_ack()).passed();
-    session.receive(&session.from_far(ACK, 1, 1)).passed();
+    session.receive(&session.of_far(ACK, 1, 1)).passed();
     let mut interfaces: Vec<_> = session
         .host
         .engine

@@ -5,6 +5,7 @@
 //! (`support/signer.rs`), so that engine and test cannot be wrong in the same way.
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::panic,
     clippy::cast_possible_truncation,
     reason = "a test fails by panicking"

@@ -20,7 +20,7 @@ fn beyond_the_route_mtu_the_engine_sends_by_itself() {
         (1400 - 40, Verdict::Transmit),
         (1500 - 40 - 16, Verdict::Transmit),
     ] {
-        let out = session.send(&session.from_local(ACK, 1, 1).payload(&payload(len)));
+        let out = session.send(&session.of_local(ACK, 1, 1).payload(&payload(len)));
         assert_eq!(out.verdict, verdict, "{len}");
         session.assert_signed(&out.bytes, 0, 0);
     }
@@ -41,7 +41,7 @@ fn beyond_the_link_mtu_a_segment_is_taken_apart() {
             let timestamps = [1, 1, 8, 10, 0, 0, 0, 9, 0, 0, 0, 8];
             let flags = ACK | PSH | FIN | 0x80;
             let whole = here
-                .from_local(flags, 1, 1)
+                .of_local(flags, 1, 1)
                 .options(&timestamps)
                 .payload(&payload(4000));
             let out = here.send(&whole);
@@ -78,7 +78,7 @@ fn pieces_across_a_wrap_have_their_own_extension() {
     let mut session = Session::passive(vec![key(1, 2, HmacSha1_96)]);
     session.local_isn = u32::MAX - 2000;
     session.accept_call();
-    let out = session.send(&session.from_local(ACK, 1, 1).payload(&payload(4000)));
+    let out = session.send(&session.of_local(ACK, 1, 1).payload(&payload(4000)));
     assert_eq!(out.verdict, Verdict::Split);
     let isns = (session.local_isn, session.far_isn);
     let snes: Vec<u32> = out
@@ -98,7 +98,7 @@ fn what_means_something_as_a_whole_is_not_taken_apart() {
     let mut session = Session::established(vec![key(1, 2, HmacSha256_128)]);
     session.host.link.mtu = Some(576);
     for flags in [RST | ACK, URG | ACK] {
-        let out = session.send(&session.from_local(flags, 1, 1).payload(&payload(560)));
+        let out = session.send(&session.of_local(flags, 1, 1).payload(&payload(560)));
         assert_eq!(out.verdict, Verdict::Modified);
         session.assert_signed(&out.bytes, 0, 0);
     }
@@ -110,14 +110,14 @@ fn the_longest_packet_stays_within_its_length_field() {
     (session.host.link.mtu, session.host.route_mtu) = (Some(65_535), Some(65_535));
     let out = session.send(
         &session
-            .from_local(ACK, 1, 1)
+            .of_local(ACK, 1, 1)
             .payload(&payload(65_535 - 40 - 16)),
     );
     assert_eq!((out.verdict, out.bytes.len()), (Verdict::Modified, 65_535));
     session.assert_signed(&out.bytes, 0, 0);
     let out = session.send(
         &session
-            .from_local(ACK, 1, 1)
+            .of_local(ACK, 1, 1)
             .payload(&payload(65_535 - 40 - 15)),
     );
     assert_eq!(out.dropped(), ao_engine::reason::DropReason::NoOptionSpace);
@@ -127,7 +127,7 @@ fn the_longest_packet_stays_within_its_length_field() {
 #[test]
 fn a_learned_path_mtu_splits_until_it_expires() {
     let mut session = Session::established(vec![key(1, 2, HmacSha1_96)]);
-    let segment = session.from_local(ACK | PSH, 1, 1).payload(&payload(1400));
+    let segment = session.of_local(ACK | PSH, 1, 1).payload(&payload(1400));
     let sent = session.send(&segment);
     assert_eq!(sent.verdict, Verdict::Modified);
     let src = "203.0.113.1".parse().unwrap();

@@ -40,7 +40,7 @@ fn a_linux_syn_has_room_for_either_mac() {
 fn ao_is_the_last_option_on_output() {
     let mut session = Session::established(vec![key(1, 2, HmacSha1_96)]);
     let out = session
-        .send(&session.from_local(ACK, 1, 1).options(&TIMESTAMPS))
+        .send(&session.of_local(ACK, 1, 1).options(&TIMESTAMPS))
         .passed();
     let kinds: Vec<_> = options(&out.options).map(|option| option[0]).collect();
     assert_eq!(kinds, [8, option::AO]);
@@ -60,7 +60,7 @@ fn ao_may_stand_anywhere_on_input() {
         [&ao[..], &[0, 0, 0, 0]].concat(),
     ];
     for list in lists {
-        let segment = session.from_far(ACK, 1, 1).options(&list).payload(b"data");
+        let segment = session.of_far(ACK, 1, 1).options(&list).payload(b"data");
         let packet = sign_as_is(
             &segment,
             &session.keys[0],
@@ -90,7 +90,7 @@ fn sack_blocks_give_way() {
         let mut session = Session::established(vec![key(1, 2, algorithm)]);
         let stamps: &[u8] = if timestamps { &TIMESTAMPS } else { &[] };
         let list = [stamps, &sack(offered)].concat();
-        let out = session.send(&session.from_local(ACK, 1, 1).options(&list));
+        let out = session.send(&session.of_local(ACK, 1, 1).options(&list));
         let name = format!("{algorithm}, timestamps {timestamps}, {offered} blocks");
         session.assert_signed(&out.bytes, 0, 0);
         let sent = out.passed();
@@ -200,7 +200,7 @@ fn without_stripping_a_segment_is_accepted_untouched() {
     let passed = session.receive(&syn).passed();
     assert_eq!((passed.mss(), passed.ao()), (Some(1444), Some((2, 1))));
     session.send(&session.local_syn_ack()).passed();
-    let packet = session.signed(&session.from_far(ACK, 1, 1).payload(b"data"));
+    let packet = session.signed(&session.of_far(ACK, 1, 1).payload(b"data"));
     let outcome = session.host.inbound(&packet);
     assert_eq!(outcome.verdict, Verdict::Accept);
     assert_eq!(outcome.bytes, packet);

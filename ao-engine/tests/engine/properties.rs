@@ -65,10 +65,10 @@ proptest! {
         options in any_options(),
         payload in any_payload(1300),
         (seq, ack) in (0u32..0x4000_0000, any::<u32>()),
-        flags in proptest::sample::select(vec![ACK, ACK | PSH, ACK | 1, 4, 4 | ACK, 0, 0xff & !2]),
+        flags in proptest::sample::select(vec![ACK, ACK | PSH, ACK | 1, 4, 4 | ACK, 0, !2]),
     ) {
         let (mut here, mut there) = pair(algorithm, include_options, v6);
-        let segment = here.from_local(flags, seq, ack).options(&options).payload(&payload);
+        let segment = here.of_local(flags, seq, ack).options(&options).payload(&payload);
         let sent = here.send(&segment);
         sent.passed();
         let arrived = there.host.inbound(&sent.bytes).passed();
@@ -85,7 +85,7 @@ proptest! {
     ) {
         let (mut here, mut there) = pair(algorithm, true, v6);
         let timestamps = [1, 1, 8, 10, 0, 0, 0, 9, 0, 0, 0, 8];
-        let segment = here.from_local(ACK, 1, 1).options(&timestamps).payload(&payload);
+        let segment = here.of_local(ACK, 1, 1).options(&timestamps).payload(&payload);
         let packet = here.send(&segment).bytes;
         let mut forged = packet.clone();
         let at = at.index(packet.len());
@@ -134,7 +134,7 @@ proptest! {
     ) {
         let (mut here, mut there) = pair(Algorithm::HmacSha1_96, true, v6);
         let timestamps = [1, 1, 8, 10, 0, 0, 0, 9, 0, 0, 0, 8];
-        let plain = here.from_local(ACK | PSH, 1, 1).options(&timestamps).payload(&[9; 40]);
+        let plain = here.of_local(ACK | PSH, 1, 1).options(&timestamps).payload(&[9; 40]);
         let signed = here.send(&plain).bytes;
         let src = if v6 { "2001:db8:f::1" } else { "203.0.113.1" }.parse().unwrap();
         let (kind, code) = if v6 { (2, 0) } else { (3, 4) };
@@ -176,14 +176,14 @@ proptest! {
         let mut packets: Vec<(Direction, Vec<u8>)> = Vec::new();
         for (place, (kind, offset, payload)) in kinds.into_iter().enumerate() {
             let session = &mut one_by_one;
-            let data = session.from_far(ACK | PSH, 1 + offset, 1).payload(&payload);
+            let data = session.of_far(ACK | PSH, 1 + offset, 1).payload(&payload);
             let live = (session.far, session.far_isn);
             packets.push(match kind {
                 0 | 1 => (Inbound, session.signed(&data)),
                 2 => (Inbound, session.signed_with(&data, 0, 1, 3)),
                 3 => (Inbound, data.bytes()),
                 4 | 5 => {
-                    let data = session.from_local(ACK | PSH, 1 + offset, 1).payload(&payload);
+                    let data = session.of_local(ACK | PSH, 1 + offset, 1).payload(&payload);
                     (Outbound, data.bytes())
                 }
                 6 => {

@@ -33,9 +33,9 @@ enum Counted {
 
 #[test]
 fn inbound_segments() {
-    let genuine = |session: &Session| session.signed(&session.from_far(ACK | PSH, 1, 1));
+    let genuine = |session: &Session| session.signed(&session.of_far(ACK | PSH, 1, 1));
     type Forge = Box<dyn Fn(&Session) -> Vec<u8>>;
-    let segment = |session: &Session| session.from_far(ACK, 1, 1);
+    let segment = |session: &Session| session.of_far(ACK, 1, 1);
     let patched = move |at: usize, value: u8| -> Forge {
         Box::new(move |session| {
             let mut packet = genuine(session);
@@ -71,7 +71,7 @@ fn inbound_segments() {
             "unsigned reset",
             R::Unsigned,
             Unsigned,
-            Box::new(|s| s.from_far(RST, 1, 1).bytes()),
+            Box::new(|s| s.of_far(RST, 1, 1).bytes()),
         ),
         ("MD5", R::Md5, Unsigned, with_options(MD5.to_vec())),
         (
@@ -275,12 +275,13 @@ fn inbound_segments() {
 #[test]
 fn outbound_segments() {
     let keys = || vec![key(1, 2, HmacSha1_96)];
-    let cases: [(&str, DropReason, fn(&Session) -> Vec<u8>); 5] = [
+    type Forge = fn(&Session) -> Vec<u8>;
+    let cases: [(&str, DropReason, Forge); 5] = [
         ("signed already", DropReason::AlreadySigned, |s| {
-            s.from_local(ACK, 1, 1).options(&ao_of_len(16, 1)).bytes()
+            s.of_local(ACK, 1, 1).options(&ao_of_len(16, 1)).bytes()
         }),
         ("MD5 of the daemon", DropReason::LocalMd5, |s| {
-            s.from_local(ACK, 1, 1).options(&MD5).bytes()
+            s.of_local(ACK, 1, 1).options(&MD5).bytes()
         }),
         ("no connection", DropReason::UnknownConnection, |s| {
             let src = "10.0.0.1:1".parse().unwrap();
@@ -288,17 +289,17 @@ fn outbound_segments() {
             Tcp {
                 src,
                 dst,
-                ..s.from_local(ACK, 1, 1)
+                ..s.of_local(ACK, 1, 1)
             }
             .bytes()
         }),
         ("no option space", DropReason::NoOptionSpace, |s| {
             let mut full = vec![77; 40];
             full[1] = 40;
-            s.from_local(ACK, 1, 1).options(&full).bytes()
+            s.of_local(ACK, 1, 1).options(&full).bytes()
         }),
         ("unreadable options", DropReason::MalformedOptions, |s| {
-            s.from_local(ACK, 1, 1).options(&[8, 1]).bytes()
+            s.of_local(ACK, 1, 1).options(&[8, 1]).bytes()
         }),
     ];
     for (name, reason, forge) in cases {
@@ -312,7 +313,7 @@ fn outbound_segments() {
     let dst = "192.0.2.1:179".parse().unwrap();
     let astray = Tcp {
         dst,
-        ..session.from_local(ACK, 1, 1)
+        ..session.of_local(ACK, 1, 1)
     };
     assert_eq!(session.send(&astray).dropped(), DropReason::NoPeer);
     assert_eq!(
@@ -329,9 +330,9 @@ fn outbound_segments() {
 fn an_engine_without_policy_refuses_everything() {
     let mut session = session();
     session.host.set_policy(vec![]);
-    let inbound = session.receive(&session.from_far(ACK, 1, 1));
+    let inbound = session.receive(&session.of_far(ACK, 1, 1));
     assert_eq!(inbound.dropped(), DropReason::NoPeer);
-    let outbound = session.send(&session.from_local(SYN, 1, 1));
+    let outbound = session.send(&session.of_local(SYN, 1, 1));
     assert_eq!(outbound.dropped(), DropReason::NoPeer);
 }
 
@@ -372,14 +373,14 @@ fn ttl_below_the_floor_costs_no_mac() {
             (254, true),
             (255, true),
         ] {
-            let outcome = session.receive(&session.from_far(ACK, 1, 1).ttl(ttl));
+            let outcome = session.receive(&session.of_far(ACK, 1, 1).ttl(ttl));
             match passes {
                 true => drop(outcome.passed()),
                 false => assert_eq!(outcome.dropped(), DropReason::Ttl, "{ttl}"),
             }
         }
         // Refused before the missing option is looked for.
-        let unsigned = session.from_far(ACK, 1, 1).ttl(1).bytes();
+        let unsigned = session.of_far(ACK, 1, 1).ttl(1).bytes();
         assert_eq!(session.host.inbound(&unsigned).dropped(), DropReason::Ttl);
         assert_eq!(session.drops(DropReason::Ttl), 4);
     }
@@ -447,13 +448,13 @@ fn ipv6_extension_headers() {
     ];
     for (name, kind, header, refused) in cases {
         let mut session = fresh();
-        let packet = session.signed(&session.from_far(ACK | PSH, 1, 1).payload(b"data"));
+        let packet = session.signed(&session.of_far(ACK | PSH, 1, 1).payload(b"data"));
         let outcome = session.host.inbound(&with_extension(&packet, kind, header));
         match refused {
             Some(reason) => assert_eq!(outcome.dropped(), reason, "{name}"),
             None => {
                 assert_eq!(outcome.verdict, Verdict::Modified, "{name}");
-                let plain = session.from_far(ACK | PSH, 1, 1).payload(b"data").bytes();
+                let plain = session.of_far(ACK | PSH, 1, 1).payload(b"data").bytes();
                 assert_eq!(
                     outcome.bytes,
                     with_extension(&plain, kind, header),
@@ -470,7 +471,7 @@ fn every_bit_of_the_mac_counts() {
     let mut session = session();
     for (index, mac_len) in [(0, 12), (1, 16)] {
         let id = session.keys[index].send_id;
-        let packet = session.signed_with(&session.from_far(ACK, 1, 1), index, id, 0);
+        let packet = session.signed_with(&session.of_far(ACK, 1, 1), index, id, 0);
         for bit in 0..mac_len * 8 {
             let mut forged = Tcp::parse(&packet);
             forged.options[4 + bit / 8] ^= 1 << (bit % 8);

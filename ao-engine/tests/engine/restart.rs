@@ -39,12 +39,12 @@ fn isns_are_on_record_before_they_are_told() {
     assert_eq!(record.connection, session.id());
     assert_eq!(record.local_isn, Some(session.local_isn));
     assert_eq!(record.remote_isn, Some(session.far_isn));
-    let ack = session.receive(&session.from_far(ACK, 1, 1));
+    let ack = session.receive(&session.of_far(ACK, 1, 1));
     let [(None, record)] = ack.saves()[..] else {
         panic!("{:?}", ack.changes)
     };
     assert!(record.proven);
-    let data = session.receive(&session.from_far(ACK | PSH, 1, 1).payload(b"data"));
+    let data = session.receive(&session.of_far(ACK | PSH, 1, 1).payload(b"data"));
     assert!(data.changes.is_empty());
 }
 
@@ -53,7 +53,7 @@ fn the_index_names_the_packet_that_waits() {
     use ao_engine::engine::Direction::{Inbound, Outbound};
     let mut session = Session::passive(keys());
     session.receive(&session.far_syn()).passed();
-    let noise = session.from_far(ACK, 1, 1).bytes();
+    let noise = session.of_far(ACK, 1, 1).bytes();
     let answer = session.local_syn_ack().bytes();
     let batch = [
         (Inbound, noise.clone()),
@@ -68,7 +68,7 @@ fn the_index_names_the_packet_that_waits() {
 #[test]
 fn a_key_switch_is_saved() {
     let mut session = Session::established(keys());
-    let switch = session.from_far(ACK | PSH, 1, 1).payload(b"x");
+    let switch = session.of_far(ACK | PSH, 1, 1).payload(b"x");
     let outcome = session.receive_with(&switch, 0, 3, 0);
     let [(None, record)] = outcome.saves()[..] else {
         panic!("{:?}", outcome.changes)
@@ -82,13 +82,13 @@ fn marks_are_saved_every_2_to_the_28_octets() {
     let step = 1 << 26;
     let (mut received, mut sent) = (0, 0);
     for at in 1..=32u32 {
-        let data = session.from_far(ACK | PSH, 1 + at * step, 1);
+        let data = session.of_far(ACK | PSH, 1 + at * step, 1);
         let outcome = session.receive_with(&data, 0, 1, 0);
         outcome.passed();
         received += outcome.saves().len();
     }
     for at in 1..=32u32 {
-        let data = session.from_local(ACK | PSH, 1 + at * step, 1);
+        let data = session.of_local(ACK | PSH, 1 + at * step, 1);
         let outcome = session.send(&data);
         outcome.passed();
         sent += outcome.saves().len();
@@ -103,13 +103,13 @@ fn marks_are_saved_every_2_to_the_28_octets() {
 fn records_of_entries_that_went_are_deleted() {
     let mut session = Session::established(keys());
     let live = session.host.records.keys().next().copied();
-    session.receive(&session.from_far(FIN | ACK, 1, 1)).passed();
-    session.send(&session.from_local(FIN | ACK, 1, 2)).passed();
+    session.receive(&session.of_far(FIN | ACK, 1, 1)).passed();
+    session.send(&session.of_local(FIN | ACK, 1, 2)).passed();
     (session.local_isn, session.far_isn) = (5_000_000, 7_000_000);
     session.receive(&session.far_syn()).passed();
     session.send(&session.local_syn_ack()).passed();
     assert_eq!(session.host.records.len(), 2);
-    let proof = session.receive(&session.from_far(ACK, 1, 1));
+    let proof = session.receive(&session.of_far(ACK, 1, 1));
     let gone: Vec<_> = proof
         .changes
         .iter()
@@ -123,36 +123,26 @@ fn records_of_entries_that_went_are_deleted() {
 /// Field notes 25 and 31: the steps of both handshakes, with a kill after each.
 #[test]
 fn killed_at_any_step_of_a_handshake() {
-    type Step = fn(&mut Session);
+    type Step = fn(&mut Session) -> Tcp;
     let passive: [Step; 5] = [
-        |s| drop(s.receive(&s.far_syn()).passed()),
-        |s| drop(s.send(&s.local_syn_ack()).passed()),
-        |s| drop(s.receive(&s.from_far(ACK, 1, 1)).passed()),
-        |s| {
-            drop(
-                s.receive(&s.from_far(ACK | PSH, 1, 1).payload(b"x"))
-                    .passed(),
-            )
-        },
-        |s| drop(s.send(&s.from_local(ACK, 1, 2)).passed()),
+        |s| s.receive(&s.far_syn()).passed(),
+        |s| s.send(&s.local_syn_ack()).passed(),
+        |s| s.receive(&s.of_far(ACK, 1, 1)).passed(),
+        |s| s.receive(&s.of_far(ACK | PSH, 1, 1).payload(b"x")).passed(),
+        |s| s.send(&s.of_local(ACK, 1, 2)).passed(),
     ];
     let active: [Step; 4] = [
-        |s| drop(s.send(&s.local_syn()).passed()),
-        |s| drop(s.receive(&s.far_syn_ack()).passed()),
-        |s| {
-            drop(
-                s.send(&s.from_local(ACK | PSH, 1, 1).payload(b"x"))
-                    .passed(),
-            )
-        },
-        |s| drop(s.receive(&s.from_far(ACK, 1, 2)).passed()),
+        |s| s.send(&s.local_syn()).passed(),
+        |s| s.receive(&s.far_syn_ack()).passed(),
+        |s| s.send(&s.of_local(ACK | PSH, 1, 1).payload(b"x")).passed(),
+        |s| s.receive(&s.of_far(ACK, 1, 2)).passed(),
     ];
     let simultaneous: [Step; 5] = [
-        |s| drop(s.send(&s.local_syn()).passed()),
-        |s| drop(s.receive(&s.far_syn()).passed()),
-        |s| drop(s.send(&s.local_syn_ack()).passed()),
-        |s| drop(s.receive(&s.far_syn_ack()).passed()),
-        |s| drop(s.receive(&s.from_far(ACK, 1, 1)).passed()),
+        |s| s.send(&s.local_syn()).passed(),
+        |s| s.receive(&s.far_syn()).passed(),
+        |s| s.send(&s.local_syn_ack()).passed(),
+        |s| s.receive(&s.far_syn_ack()).passed(),
+        |s| s.receive(&s.of_far(ACK, 1, 1)).passed(),
     ];
     for (calls, steps) in [
         (false, &passive[..]),
@@ -187,15 +177,15 @@ fn killed_mid_transfer_with_marks_as_old_as_they_may_be() {
     session.accept_call();
     // Both directions wrap, and the last save is just under 2^28 octets ago.
     let stale = (1 << 28) - 10;
-    let outcome = session.receive_with(&session.from_far(ACK | PSH, stale, 1), 0, 1, 1);
+    let outcome = session.receive_with(&session.of_far(ACK | PSH, stale, 1), 0, 1, 1);
     assert!(outcome.saves().is_empty());
-    let outcome = session.send(&session.from_local(ACK | PSH, stale, stale));
+    let outcome = session.send(&session.of_local(ACK | PSH, stale, stale));
     assert!(outcome.saves().is_empty());
     session.host.restart();
-    let out = session.send(&session.from_local(ACK | PSH, stale + 1, stale));
+    let out = session.send(&session.of_local(ACK | PSH, stale + 1, stale));
     session.assert_signed(&out.bytes, 0, 1);
     session
-        .receive_with(&session.from_far(ACK | PSH, stale + 1, stale), 0, 1, 1)
+        .receive_with(&session.of_far(ACK | PSH, stale + 1, stale), 0, 1, 1)
         .passed();
     assert_eq!(
         session.view(|view| (view.snd_sne, view.rcv_sne)),
@@ -207,14 +197,14 @@ fn killed_mid_transfer_with_marks_as_old_as_they_may_be() {
 fn keys_in_use_survive() {
     let mut session = Session::established(keys());
     session
-        .receive_with(&session.from_far(ACK | PSH, 1, 1).payload(b"x"), 0, 3, 0)
+        .receive_with(&session.of_far(ACK | PSH, 1, 1).payload(b"x"), 0, 3, 0)
         .passed();
     session.host.restart();
     assert_eq!(
         session.view(|view| (view.current_key, view.rnext_key)),
         Some((3, 2))
     );
-    let out = session.send(&session.from_local(ACK, 1, 2));
+    let out = session.send(&session.of_local(ACK, 1, 2));
     session.assert_signed(&out.bytes, 1, 0);
 }
 
@@ -222,11 +212,11 @@ fn keys_in_use_survive() {
 #[test]
 fn a_path_mtu_message_about_data_from_before_the_restart_is_believed() {
     let mut session = Session::established(keys());
-    let segment = session.from_local(ACK | PSH, 1, 1).payload(&[7; 1400]);
+    let segment = session.of_local(ACK | PSH, 1, 1).payload(&[7; 1400]);
     let sent = session.send(&segment).bytes;
     // A key switch puts the connection on record with that segment in flight.
     session
-        .receive_with(&session.from_far(ACK | PSH, 1, 1).payload(b"x"), 0, 3, 0)
+        .receive_with(&session.of_far(ACK | PSH, 1, 1).payload(b"x"), 0, 3, 0)
         .passed();
     session.host.restart();
     let src = "203.0.113.1".parse().unwrap();
@@ -258,7 +248,7 @@ fn a_handshake_beside_a_live_connection_survives() {
         let entries = session.host.records.keys().copied();
         session.host.records = entries.clone().zip(swapped).collect();
     }
-    session.receive(&session.from_far(ACK, 1, 1)).passed();
+    session.receive(&session.of_far(ACK, 1, 1)).passed();
     session.assert_alive();
 }
 
@@ -278,13 +268,13 @@ fn a_lost_record_costs_the_session_not_its_safety() {
     let mut session = Session::established(keys());
     session.host.records.clear();
     session.host.restart();
-    let data = session.from_far(ACK | PSH, 100, 1).payload(b"x");
+    let data = session.of_far(ACK | PSH, 100, 1).payload(b"x");
     assert_eq!(
         session.receive(&data).dropped(),
         ao_engine::reason::DropReason::BadMac,
         "its numbers are not those of a handshake"
     );
-    let out: Tcp = session.from_local(ACK, 1, 1);
+    let out: Tcp = session.of_local(ACK, 1, 1);
     assert_eq!(
         session.send(&out).dropped(),
         ao_engine::reason::DropReason::UnknownConnection

@@ -23,7 +23,7 @@ fn several_wraps_in_both_directions() {
                 let segment = Tcp {
                     seq,
                     ack,
-                    ..session.from_far(ACK | PSH, 0, 0)
+                    ..session.of_far(ACK | PSH, 0, 0)
                 }
                 .payload(b"x");
                 session.receive_with(&segment, 0, 1, sne_of(far)).passed();
@@ -35,7 +35,7 @@ fn several_wraps_in_both_directions() {
                 let segment = Tcp {
                     seq,
                     ack,
-                    ..session.from_local(ACK | PSH, 0, 0)
+                    ..session.of_local(ACK | PSH, 0, 0)
                 }
                 .payload(b"x");
                 let out = session.send(&segment);
@@ -56,26 +56,26 @@ fn segments_from_before_a_wrap_keep_their_extension() {
     session.accept_call();
     let across = [0; 30];
     session
-        .receive(&session.from_far(ACK | PSH, 1, 1).payload(&across))
+        .receive(&session.of_far(ACK | PSH, 1, 1).payload(&across))
         .passed();
     session
-        .receive_with(&session.from_far(ACK | PSH, 31, 1).payload(b"x"), 0, 1, 1)
+        .receive_with(&session.of_far(ACK | PSH, 31, 1).payload(b"x"), 0, 1, 1)
         .passed();
     // A retransmission of what was sent before the wrap.
     session
-        .receive(&session.from_far(ACK | PSH, 1, 1).payload(&across))
+        .receive(&session.of_far(ACK | PSH, 1, 1).payload(&across))
         .passed();
-    let wrong = session.receive_with(&session.from_far(ACK, 1, 1), 0, 1, 1);
+    let wrong = session.receive_with(&session.of_far(ACK, 1, 1), 0, 1, 1);
     assert_eq!(wrong.dropped(), DropReason::BadMac);
     session
-        .receive_with(&session.from_far(ACK, 32, 1), 0, 1, 1)
+        .receive_with(&session.of_far(ACK, 32, 1), 0, 1, 1)
         .passed();
 
-    let out = session.send(&session.from_local(ACK | PSH, 1, 32).payload(&across));
+    let out = session.send(&session.of_local(ACK | PSH, 1, 32).payload(&across));
     session.assert_signed(&out.bytes, 0, 0);
-    let out = session.send(&session.from_local(ACK | PSH, 31, 32).payload(b"x"));
+    let out = session.send(&session.of_local(ACK | PSH, 31, 32).payload(b"x"));
     session.assert_signed(&out.bytes, 0, 1);
-    let out = session.send(&session.from_local(ACK | PSH, 1, 32).payload(&across));
+    let out = session.send(&session.of_local(ACK | PSH, 1, 32).payload(&across));
     session.assert_signed(&out.bytes, 0, 0);
 }
 
@@ -86,18 +86,18 @@ fn a_keepalive_probe_at_a_wrap() {
     (session.local_isn, session.far_isn) = (u32::MAX - 1, u32::MAX - 1);
     session.accept_call();
     session
-        .receive(&session.from_far(ACK | PSH, 1, 1).payload(b"x"))
+        .receive(&session.of_far(ACK | PSH, 1, 1).payload(b"x"))
         .passed();
     session
-        .receive_with(&session.from_far(ACK, 2, 1), 0, 1, 1)
+        .receive_with(&session.of_far(ACK, 2, 1), 0, 1, 1)
         .passed();
-    session.receive(&session.from_far(ACK, 1, 1)).passed();
+    session.receive(&session.of_far(ACK, 1, 1)).passed();
     session
-        .send(&session.from_local(ACK | PSH, 1, 2).payload(b"x"))
+        .send(&session.of_local(ACK | PSH, 1, 2).payload(b"x"))
         .passed();
-    let out = session.send(&session.from_local(ACK, 2, 2));
+    let out = session.send(&session.of_local(ACK, 2, 2));
     session.assert_signed(&out.bytes, 0, 1);
-    let probe = session.send(&session.from_local(ACK, 1, 2));
+    let probe = session.send(&session.of_local(ACK, 1, 2));
     session.assert_signed(&probe.bytes, 0, 0);
 }
 
@@ -108,9 +108,9 @@ fn the_highest_isn_wraps_with_the_first_octet() {
     session.receive(&session.far_syn()).passed();
     session.send(&session.local_syn_ack()).passed();
     session
-        .receive_with(&session.from_far(ACK, 1, 1), 0, 1, 1)
+        .receive_with(&session.of_far(ACK, 1, 1), 0, 1, 1)
         .passed();
-    let out = session.send(&session.from_local(ACK, 1, 1));
+    let out = session.send(&session.of_local(ACK, 1, 1));
     session.assert_signed(&out.bytes, 0, 1);
     let again = session.send(&session.local_syn_ack());
     session.assert_signed(&again.bytes, 0, 0);
@@ -118,12 +118,12 @@ fn the_highest_isn_wraps_with_the_first_octet() {
     let mut cookies = Session::passive(vec![key(1, 2, HmacSha1_96)]);
     (cookies.local_isn, cookies.far_isn) = (u32::MAX, u32::MAX);
     cookies
-        .receive_with(&cookies.from_far(ACK, 1, 1), 0, 1, 1)
+        .receive_with(&cookies.of_far(ACK, 1, 1), 0, 1, 1)
         .passed();
     cookies
-        .receive_with(&cookies.from_far(ACK, 1, 1), 0, 1, 1)
+        .receive_with(&cookies.of_far(ACK, 1, 1), 0, 1, 1)
         .passed();
-    let out = cookies.send(&cookies.from_local(ACK, 1, 1));
+    let out = cookies.send(&cookies.of_local(ACK, 1, 1));
     cookies.assert_signed(&out.bytes, 0, 1);
 }
 
@@ -132,7 +132,7 @@ fn the_highest_isn_wraps_with_the_first_octet() {
 fn forged_numbers_do_not_move_the_window() {
     let mut session = Session::established(vec![key(1, 2, HmacSha1_96)]);
     for ahead in [0x4000_0000, 0x7fff_0000, 0x8000_0000, 0xf000_0000] {
-        let mut forged = Tcp::parse(&session.signed(&session.from_far(ACK, 1, 1)));
+        let mut forged = Tcp::parse(&session.signed(&session.of_far(ACK, 1, 1)));
         forged.seq = forged.seq.wrapping_add(ahead);
         assert_eq!(
             session.host.inbound(&forged.bytes()).dropped(),
@@ -141,7 +141,7 @@ fn forged_numbers_do_not_move_the_window() {
     }
     assert_eq!(session.view(|view| view.rcv_sne), Some(0));
     session.assert_alive();
-    let out = session.send(&session.from_local(ACK, 1, 1));
+    let out = session.send(&session.of_local(ACK, 1, 1));
     assert!(verify(
         &out.bytes,
         &session.keys[0],

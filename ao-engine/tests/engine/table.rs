@@ -61,7 +61,7 @@ fn closed_connections_make_room_first_then_the_oldest_handshake() {
     session.receive(&session.far_syn()).passed();
     session.host.wait(10);
     establish(&mut session, 3..=3);
-    session.receive(&session.from_far(RST, 1, 1)).passed();
+    session.receive(&session.of_far(RST, 1, 1)).passed();
     assert_eq!(session.state(), Some(SessionState::Closing));
 
     session.far = far(4);
@@ -92,7 +92,7 @@ fn replayed_syns_of_one_connection_are_bounded() {
     }
     // The handshake that this end answered outlives the flood.
     session.far_isn = genuine;
-    session.receive(&session.from_far(ACK, 1, 1)).passed();
+    session.receive(&session.of_far(ACK, 1, 1)).passed();
     assert_eq!(session.state(), Some(SessionState::Established));
     session.assert_alive();
 }
@@ -153,10 +153,10 @@ fn a_closed_connection_expires_after_120_seconds() {
         let mut session = with_room_for(10);
         session.accept_call();
         if by_reset {
-            session.send(&session.from_local(RST | ACK, 1, 1)).passed();
+            session.send(&session.of_local(RST | ACK, 1, 1)).passed();
         } else {
-            session.receive(&session.from_far(FIN | ACK, 1, 1)).passed();
-            session.send(&session.from_local(FIN | ACK, 1, 2)).passed();
+            session.receive(&session.of_far(FIN | ACK, 1, 1)).passed();
+            session.send(&session.of_local(FIN | ACK, 1, 2)).passed();
         }
         session.host.wait(120_000);
         assert_eq!(session.state(), Some(SessionState::Closing));

@@ -292,7 +292,7 @@ impl Session {
         self.receive(&self.far_syn()).passed();
         self.send(&self.local_syn_ack()).passed();
         let sne = u32::from(self.far_isn == u32::MAX);
-        let ack = self.from_far(ACK, 1, 1);
+        let ack = self.of_far(ACK, 1, 1);
         self.receive_with(&ack, 0, self.keys[0].send_id, sne)
             .passed();
         assert_eq!(self.state(), Some(SessionState::Established));
@@ -301,12 +301,12 @@ impl Session {
     pub(crate) fn call(&mut self) {
         self.send(&self.local_syn()).passed();
         self.receive(&self.far_syn_ack()).passed();
-        self.send(&self.from_local(ACK, 1, 1)).passed();
+        self.send(&self.of_local(ACK, 1, 1)).passed();
         assert_eq!(self.state(), Some(SessionState::Established));
     }
 
     /// A segment of the far end, its numbers counted from the ISNs.
-    pub(crate) fn from_far(&self, flags: u8, seq: u32, ack: u32) -> Tcp {
+    pub(crate) fn of_far(&self, flags: u8, seq: u32, ack: u32) -> Tcp {
         let (seq, ack) = (
             self.far_isn.wrapping_add(seq),
             self.local_isn.wrapping_add(ack),
@@ -315,7 +315,7 @@ impl Session {
     }
 
     /// A segment of the local TCP, its numbers counted from the ISNs.
-    pub(crate) fn from_local(&self, flags: u8, seq: u32, ack: u32) -> Tcp {
+    pub(crate) fn of_local(&self, flags: u8, seq: u32, ack: u32) -> Tcp {
         let (seq, ack) = (
             self.local_isn.wrapping_add(seq),
             self.far_isn.wrapping_add(ack),
@@ -326,23 +326,23 @@ impl Session {
     pub(crate) fn far_syn(&self) -> Tcp {
         Tcp {
             ack: 0,
-            ..self.from_far(SYN, 0, 0)
+            ..self.of_far(SYN, 0, 0)
         }
     }
 
     pub(crate) fn local_syn(&self) -> Tcp {
         Tcp {
             ack: 0,
-            ..self.from_local(SYN, 0, 0)
+            ..self.of_local(SYN, 0, 0)
         }
     }
 
     pub(crate) fn far_syn_ack(&self) -> Tcp {
-        self.from_far(SYN | ACK, 0, 1)
+        self.of_far(SYN | ACK, 0, 1)
     }
 
     pub(crate) fn local_syn_ack(&self) -> Tcp {
-        self.from_local(SYN | ACK, 0, 1)
+        self.of_local(SYN | ACK, 0, 1)
     }
 
     fn isns(&self, segment: &Tcp) -> Isns {
@@ -405,9 +405,9 @@ impl Session {
 
     /// A segment each way passes and verifies.
     pub(crate) fn assert_alive(&mut self) {
-        let segment = self.from_far(ACK, 1, 1);
+        let segment = self.of_far(ACK, 1, 1);
         self.receive(&segment).passed();
-        let segment = self.from_local(ACK, 1, 1);
+        let segment = self.of_local(ACK, 1, 1);
         let out = self.send(&segment);
         out.passed();
         let sne = self.view(|view| view.snd_sne).unwrap();

@@ -5,9 +5,6 @@ mod host;
 mod packet;
 mod signer;
 
-pub(crate) use host::{Host, Outcome, Session};
-pub(crate) use packet::{
-    ACK, FIN, Icmp, PSH, RST, SYN, Tcp, URG, icmp_sum_ok, ip_checksum_ok, option, options,
-    tcp_checksum_ok,
-};
-pub(crate) use signer::{Isns, key, sign, sign_as_is, verify};
+pub(crate) use host::{Host, Session};
+pub(crate) use packet::{ACK, FIN, Icmp, PSH, RST, SYN, Tcp, URG, icmp_sum_ok, option, options};
+pub(crate) use signer::{key, sign, sign_as_is, verify};

@@ -57,7 +57,7 @@ impl Tcp {
     /// The packet from its IP header on, all checksums right. Options are padded with NOPs.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut options = self.options.clone();
-        while options.len() % 4 != 0 {
+        while !options.len().is_multiple_of(4) {
             options.push(option::NOP);
         }
         assert!(options.len() <= 40, "{} octets of options", options.len());

@@ -30,7 +30,7 @@ pub(crate) fn key(send_id: u8, recv_id: u8, algorithm: Algorithm) -> Mkt {
 /// The packet of a segment with TCP-AO added as its last option.
 pub(crate) fn sign(segment: &Tcp, mkt: &Arc<Mkt>, ids: (u8, u8), isns: Isns, sne: u32) -> Vec<u8> {
     let mut segment = segment.clone();
-    while segment.options.len() % 4 != 0 {
+    while !segment.options.len().is_multiple_of(4) {
         segment.options.push(option::NOP);
     }
     let mac_len = mkt.algorithm.mac_len();

@@ -158,14 +158,19 @@ def replay_syn(arguments):
 
 def fragment(arguments):
     """A signed segment, whole, as first fragment with a tail that no MAC
-    covers. The tail's sum cancels what it adds to the checksum, so both the
-    first fragment alone and the reassembled segment have a right one. The tail
-    alone and an atomic fragment come along."""
-    signed = template(arguments, lambda segment: not segment.flags & SYN
-                      and len(segment.octets) % 8 == 0)
-    octets = signed.segment.octets
+    covers. The tail's sum cancels what it adds to the checksum, so not only the
+    first fragment has a right one, but also what is reassembled. An atomic
+    fragment comes along."""
+    newest = template(arguments)
+    if tcpao.option(newest.segment):
+        signed = template(arguments, lambda segment: not segment.flags & SYN
+                          and len(segment.octets) % 8 == 0)
+        octets = signed.segment.octets
+    else:
+        signed, octets = newest, newest.tcp(ACK, options=b"\x01" * 4)
     tail = b"\xff" * 62
-    tail += struct.pack(">H", checksum(tail + struct.pack(">H", len(tail) + 2)))
+    whole = signed.packet.pseudo_header(len(octets) + len(tail) + 2) + octets + tail
+    tail += struct.pack(">H", checksum(whole))
     for number in range(arguments.count):
         ident = 0x4000 + number
         yield signed.ip(packets.TCP, octets, fragment=(0, True, ident))

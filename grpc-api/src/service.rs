@@ -19,7 +19,8 @@ use crate::{ApiSocket, SocketError, convert};
 
 /// Where the service takes its answers from.
 pub trait Source: Send + Sync + 'static {
-    /// The state of this moment; nothing while the sidecar stops. Must not block for long.
+    /// The state of this moment; nothing while the sidecar stops. May block
+    /// for as long as a caller should wait.
     fn snapshot(&self) -> Option<Snapshot>;
 }
 
@@ -96,11 +97,12 @@ fn may_call(caller: Uid, own: Uid) -> bool {
 struct Operator<S>(Arc<S>);
 
 impl<S: Source> Operator<S> {
-    #[allow(clippy::result_large_err, reason = "the signature is tonic's")]
-    fn answer<T>(&self, convert: fn(&Snapshot) -> T) -> Result<Response<T>, Status> {
-        let snapshot = self
-            .0
-            .snapshot()
+    /// Takes a snapshot beside the runtime's thread, which signals and other calls need.
+    async fn answer<T>(&self, convert: fn(&Snapshot) -> T) -> Result<Response<T>, Status> {
+        let source = Arc::clone(&self.0);
+        let snapshot = tokio::task::spawn_blocking(move || source.snapshot())
+            .await
+            .map_err(|_| Status::internal("the report could not be made"))?
             .ok_or_else(|| Status::unavailable("the sidecar is stopping"))?;
         Ok(Response::new(convert(&snapshot)))
     }
@@ -112,28 +114,28 @@ impl<S: Source> OperatorService for Operator<S> {
         &self,
         _: Request<GetStatusRequest>,
     ) -> Result<Response<GetStatusResponse>, Status> {
-        self.answer(convert::status)
+        self.answer(convert::status).await
     }
 
     async fn list_peers(
         &self,
         _: Request<ListPeersRequest>,
     ) -> Result<Response<ListPeersResponse>, Status> {
-        self.answer(convert::peers)
+        self.answer(convert::peers).await
     }
 
     async fn list_sessions(
         &self,
         _: Request<ListSessionsRequest>,
     ) -> Result<Response<ListSessionsResponse>, Status> {
-        self.answer(convert::sessions)
+        self.answer(convert::sessions).await
     }
 
     async fn get_counters(
         &self,
         _: Request<GetCountersRequest>,
     ) -> Result<Response<GetCountersResponse>, Status> {
-        self.answer(convert::counters)
+        self.answer(convert::counters).await
     }
 }
 

@@ -83,6 +83,8 @@ pub(super) struct Connection<K> {
     pub(super) last_seen: Instant,
     pub(super) counters: SessionCounters,
     keys: Vec<CachedKey<K>>,
+    /// Place of the segment that moved current_key last.
+    switched_at: Option<(u64, u64)>,
     path_mtu: Option<(u32, Instant)>,
     ending: Ending,
     saved: (u64, u64),
@@ -108,6 +110,7 @@ impl<K> Connection<K> {
             last_seen: now,
             counters: SessionCounters::default(),
             keys: Vec::new(),
+            switched_at: None,
             path_mtu: None,
             ending: Ending::default(),
             saved: (0, 0),
@@ -250,14 +253,29 @@ impl<K> Connection<K> {
         }
     }
 
-    /// Whether a verified segment is the newest seen so far, so that its RNextKeyID may move
-    /// current_key. An old one, replayed, must not take the connection back to a key the far end
-    /// no longer has.
-    pub(super) fn is_newest(&self, segment: &Segment) -> bool {
-        let seq = self.received.extend(segment.seq);
-        let ack = self.acked.extend(segment.ack);
+    /// Whether a verified segment may move current_key: it is the newest so far, and not level
+    /// with the one that moved it last, as two acknowledgments of a quiet connection are. An old
+    /// one, replayed, must not take the connection back to a key the far end no longer has.
+    pub(super) fn may_switch_key(&self, segment: &Segment) -> bool {
+        let (seq, ack) = self.place_of(segment);
         seq.wrapping_sub(self.received.value()).cast_signed() >= 0
-            && (!segment.flags.ack() || ack.wrapping_sub(self.acked.value()).cast_signed() >= 0)
+            && ack.wrapping_sub(self.acked.value()).cast_signed() >= 0
+            && self.switched_at != Some((seq, ack))
+    }
+
+    /// Moves current_key, as a segment of the far end asked.
+    pub(super) fn switch_key(&mut self, current: usize, segment: &Segment) {
+        self.current = current;
+        self.switched_at = Some(self.place_of(segment));
+    }
+
+    /// Where a segment of the far end stands in both streams.
+    fn place_of(&self, segment: &Segment) -> (u64, u64) {
+        let ack = match segment.flags.ack() {
+            true => self.acked.extend(segment.ack),
+            false => self.acked.value(),
+        };
+        (self.received.extend(segment.seq), ack)
     }
 
     /// Whether a number quoted by an ICMP error is of data sent and not yet acknowledged.

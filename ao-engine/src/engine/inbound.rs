@@ -327,7 +327,7 @@ impl<P: MacProvider> Engine<P> {
                 entry.set_local_isn(local_isn);
                 entry.set_remote_isn(remote_isn);
                 entry.note_received(&plan.segment, now);
-                follow_rnext(&mut entry, peer, &plan.ao);
+                follow_rnext(&mut entry, peer, plan);
                 // Still provisional: an old handshake can be replayed whole.
                 let handle = self
                     .table
@@ -363,7 +363,7 @@ impl<P: MacProvider> Engine<P> {
             // and not know which key the far end asked for.
             entry.last_seen = now;
             if !entry.proven {
-                follow_rnext(entry, peer, &plan.ao);
+                follow_rnext(entry, peer, plan);
             }
             return Ok(());
         }
@@ -378,7 +378,7 @@ impl<P: MacProvider> Engine<P> {
         }
         entry.set_remote_isn(isn);
         entry.counters.good = 1;
-        follow_rnext(&mut entry, peer, &plan.ao);
+        follow_rnext(&mut entry, peer, plan);
         self.table
             .insert_opening(now, entry)
             .map(|_| ())
@@ -396,10 +396,10 @@ impl<P: MacProvider> Engine<P> {
         let Some(entry) = self.table.get_mut(handle) else {
             return;
         };
-        let newest = entry.is_newest(&plan.segment);
+        let may_switch = entry.may_switch_key(&plan.segment);
         let first_proof = !core::mem::replace(&mut entry.proven, true);
         entry.note_received(&plan.segment, now);
-        let switched = newest && follow_rnext(entry, peer, &plan.ao);
+        let switched = may_switch && follow_rnext(entry, peer, plan);
         let must_save = first_proof || switched || entry.needs_saving();
         if first_proof {
             self.table.promote(handle);
@@ -486,10 +486,10 @@ pub(super) fn lower_mss(buf: &mut PacketBuf<'_>, segment: &Segment, route: Optio
 
 /// RFC 5925 §7.5: RNextKeyID names, by its SendID, the key the far end wants to receive. Unknown
 /// means no action. True if current_key moved.
-fn follow_rnext<K>(entry: &mut Connection<K>, peer: &Peer, ao: &AoOption) -> bool {
-    match find_key(peer, |key| key.send_id == ao.rnext_key_id) {
+fn follow_rnext<K>(entry: &mut Connection<K>, peer: &Peer, plan: &VerifyPlan<K>) -> bool {
+    match find_key(peer, |key| key.send_id == plan.ao.rnext_key_id) {
         Some((wanted, _)) if wanted != entry.current => {
-            entry.current = wanted;
+            entry.switch_key(wanted, &plan.segment);
             true
         }
         _ => false,

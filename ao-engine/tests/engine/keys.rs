@@ -197,6 +197,26 @@ fn old_segments_do_not_bring_an_old_key_back() {
     }
 }
 
+/// Two acknowledgments of a quiet connection have the same numbers; the first, replayed, asks for
+/// the old key as convincingly as the second asked for the new one.
+#[test]
+fn a_quiet_connection_is_not_taken_back_to_an_old_key() {
+    let mut session = Session::established(two_keys());
+    let old = session.signed(&session.of_far(ACK, 1, 1));
+    session.host.inbound(&old).passed();
+    session
+        .receive_with(&session.of_far(ACK, 1, 1), 0, 3, 0)
+        .passed();
+    assert_eq!(session.view(|view| view.current_key), Some(3));
+    session.host.inbound(&old).passed();
+    assert_eq!(session.view(|view| view.current_key), Some(3));
+    // The far end itself goes back with its next data.
+    let data = session.of_far(ACK | PSH, 1, 1).payload(b"x");
+    session.receive_with(&data, 0, 3, 0).passed();
+    session.receive(&session.of_far(ACK, 2, 1)).passed();
+    assert_eq!(session.view(|view| view.current_key), Some(1));
+}
+
 #[test]
 fn a_policy_change_keeps_the_keys_in_use_by_their_ids() {
     let mut session = Session::established(two_keys());

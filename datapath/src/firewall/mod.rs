@@ -280,6 +280,22 @@ impl Firewall {
         take_away(Role::Guard, self.queue)
     }
 
+    /// Whether guard rules of any peers are in place, of this process or an earlier one.
+    ///
+    /// # Errors
+    /// When a tool is missing.
+    pub fn has_guard(&self) -> Result<bool, Error> {
+        let parts = Part::all(Role::Guard, self.guard());
+        parts.into_iter().try_fold(false, |found, part| {
+            let observed = part.observe()?;
+            Ok(found
+                || match part.place {
+                    Place::Nft => !observed.is_empty(),
+                    Place::Xt(_) => xt::observed_rules(part.role, &observed) > 0,
+                })
+        })
+    }
+
     /// Installs the guard alone: configured peers are blocked. Needs neither the peers' devices
     /// nor the engine.
     ///

@@ -95,7 +95,7 @@ pub(super) fn render(role: Role, ruleset: &Ruleset) -> String {
     let table = table(role);
     let counters: &[&str] = match role {
         Role::Queue => &["fragment", "ttl", "unsigned"],
-        Role::Guard => &["guard", "guard_unverified"],
+        Role::Guard => &["fragment", "guard", "guard_unverified"],
     };
     let mut script =
         format!("add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
@@ -143,7 +143,7 @@ fn queue_chains(chains: &mut Chains, ruleset: &Ruleset) {
         format!("verify_{index}")
     });
     dispatch(chains, ruleset, Side::Destination, |_| "sign".to_owned());
-    chains.add("fragments", fragments(ruleset, Side::Source, "fragment"));
+    chains.add("fragments", fragments(ruleset, Side::Source));
     for family in FAMILIES {
         chains.add(icmp_chain(family), icmp_errors(ruleset, family, icmp));
     }
@@ -174,11 +174,8 @@ fn guard_chains(chains: &mut Chains, ruleset: &Ruleset) {
     );
     dispatch(chains, ruleset, Side::Source, |_| "enter".to_owned());
     dispatch(chains, ruleset, Side::Destination, |_| "leave".to_owned());
-    chains.add("fragments", fragments(ruleset, Side::Source, "guard"));
-    chains.add(
-        "fragments_out",
-        fragments(ruleset, Side::Destination, "guard"),
-    );
+    chains.add("fragments", fragments(ruleset, Side::Source));
+    chains.add("fragments_out", fragments(ruleset, Side::Destination));
     chains.add("early", early());
     let mut input = vec![
         "type filter hook input priority 200; policy accept;".to_owned(),
@@ -305,7 +302,7 @@ fn select(peer: &Peer, side: Side, target: &str) -> Vec<String> {
 }
 
 /// Drops every packet of the peers; reached by fragments only.
-fn fragments(ruleset: &Ruleset, side: Side, counter: &str) -> Vec<String> {
+fn fragments(ruleset: &Ruleset, side: Side) -> Vec<String> {
     let mut rules = Vec::new();
     for family in FAMILIES {
         let address = address(family, side);
@@ -324,7 +321,7 @@ fn fragments(ruleset: &Ruleset, side: Side, counter: &str) -> Vec<String> {
                 }
                 None => format!("{address} {remote}"),
             };
-            let rule = format!("{rule} counter name {counter} drop");
+            let rule = format!("{rule} counter name fragment drop");
             if !rules.contains(&rule) {
                 rules.push(rule);
             }
@@ -332,7 +329,7 @@ fn fragments(ruleset: &Ruleset, side: Side, counter: &str) -> Vec<String> {
         hosts.dedup();
         if !hosts.is_empty() {
             rules.push(format!(
-                "{address} {{ {} }} counter name {counter} drop",
+                "{address} {{ {} }} counter name fragment drop",
                 hosts.join(", ")
             ));
         }

@@ -266,8 +266,8 @@ fn render(role: Role, family: Family, ruleset: &Ruleset) -> Vec<Table> {
         ruleset,
     };
     match role {
-        Role::Queue => vec![render.raw("fragment"), render.mangle()],
-        Role::Guard => vec![render.raw("guard"), render.filter()],
+        Role::Queue => vec![render.raw(), render.mangle()],
+        Role::Guard => vec![render.raw(), render.filter()],
     }
 }
 
@@ -295,13 +295,13 @@ impl Render<'_> {
 
     /// Fragments, as early as x_tables can see them. Where connection tracking has put IPv4
     /// fragments together before, the engine verifies the whole.
-    fn raw(&self, name: &str) -> Table {
+    fn raw(&self) -> Table {
         Table {
             name: "raw",
             jumps: vec![("PREROUTING", self.chain("EARLY"))],
             chains: vec![
                 (self.chain("EARLY"), vec![self.if_fragment("FRAGMENT")]),
-                self.fragments("FRAGMENT", Side::Source, name),
+                self.fragments("FRAGMENT", Side::Source),
             ],
         }
     }
@@ -312,7 +312,7 @@ impl Render<'_> {
         if self.family == Family::V6 {
             // LOCAL_IN comes before reassembly.
             input.push(self.if_fragment("FRAGMENT"));
-            chains.push(self.fragments("FRAGMENT", Side::Source, "fragment"));
+            chains.push(self.fragments("FRAGMENT", Side::Source));
         }
         input.extend(self.to_peers("FROM"));
         let (protocol, option, types) = match self.family {
@@ -357,7 +357,7 @@ impl Render<'_> {
         let mut chains = vec![
             (self.chain("LEAVE"), vec![unsigned.clone()]),
             (self.chain("ENTER"), vec![unsigned, unverified]),
-            self.fragments("FRAGMENT-OUT", Side::Destination, "guard"),
+            self.fragments("FRAGMENT-OUT", Side::Destination),
         ];
         chains.extend(self.dispatch("FROM", Side::Source, |chain, _| format!("-g {chain}ENTER")));
         chains.extend(self.dispatch("TO", Side::Destination, |chain, _| {
@@ -366,7 +366,7 @@ impl Render<'_> {
         let mut input = Vec::new();
         if self.family == Family::V6 {
             input.push(self.if_fragment("FRAGMENT"));
-            chains.push(self.fragments("FRAGMENT", Side::Source, "guard"));
+            chains.push(self.fragments("FRAGMENT", Side::Source));
         }
         input.push(format!("{} -j RETURN", self.marked()));
         input.extend(self.to_peers("FROM"));
@@ -423,11 +423,11 @@ impl Render<'_> {
     }
 
     /// Drops every packet of the peers; reached by fragments only.
-    fn fragments(&self, chain: &str, side: Side, name: &str) -> (String, Vec<String>) {
+    fn fragments(&self, chain: &str, side: Side) -> (String, Vec<String>) {
         let rules = self
             .peers()
             .map(|(_, peer)| {
-                let comment = comment(name, &peer.name);
+                let comment = comment("fragment", &peer.name);
                 format!(
                     "{}{}{comment} -j DROP",
                     address(side, peer),

@@ -29,6 +29,8 @@ pub struct Link {
     pub vrf: bool,
     /// Interface index of the device it is enslaved to, 0 if none.
     pub master: u32,
+    /// Its MTU, 0 if the kernel does not tell.
+    pub mtu: u32,
 }
 
 /// All devices of a network namespace at one moment, by interface index.
@@ -129,11 +131,13 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
         name: String::new(),
         vrf: false,
         master: 0,
+        mtu: 0,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Controller(master) => link.master = *master,
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::LinkInfo(infos) => {
                 link.vrf = infos.contains(&LinkInfo::Kind(InfoKind::Vrf));
             }
@@ -193,7 +197,7 @@ impl LinkMonitor {
         Arc::clone(&self.links)
     }
 
-    /// Takes in what has changed since, without waiting; whether names, masters or VRFs differ.
+    /// Takes in what has changed since, without waiting; whether names, masters, VRFs or MTUs differ.
     ///
     /// # Errors
     /// When the socket fails. Lost notifications are no error: the devices are read again.

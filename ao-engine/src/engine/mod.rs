@@ -36,7 +36,7 @@ use crate::policy::{ConnectionId, Peer, Policy};
 use crate::reason::DropReason;
 use crate::record::{EntryId, Record};
 use crate::time::Instant;
-use crate::wire::PacketBuf;
+use crate::wire::{PacketBuf, Segment};
 
 /// Which way a packet goes, seen from this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -463,7 +463,20 @@ fn usable_peer<'a>(policy: &'a Policy, id: &ConnectionId) -> Option<(usize, &'a 
     (!peer.keys.is_empty()).then_some((index, peer))
 }
 
-/// The connection a packet belongs to.
+impl Packet<'_> {
+    /// The connection it belongs to, if it is a TCP segment at all.
+    pub fn connection(&self) -> Option<ConnectionId> {
+        let segment = Segment::parse(self.buf.bytes()).ok()?;
+        let source = (segment.src, segment.src_port);
+        let destination = (segment.dst, segment.dst_port);
+        Some(match self.direction {
+            Direction::Inbound => connection_id(self.link, destination, source),
+            Direction::Outbound => connection_id(self.link, source, destination),
+        })
+    }
+}
+
+/// The connection between two ends.
 fn connection_id(
     link: Link,
     (local, local_port): (IpAddr, u16),

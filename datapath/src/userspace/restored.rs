@@ -1,0 +1,110 @@
+//! Records of an earlier process that no worker has met yet.
+//!
+//! The kernel hashes connections to queues by a secret of its own, so which worker a record is for
+//! shows only when a segment of its connection arrives.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ao_engine::policy::ConnectionId;
+use ao_engine::record::Record;
+use ao_sys::links::Links;
+
+use super::journal::{Journal, Slot};
+use super::{policy, sessions};
+use crate::report::{Session, SessionState};
+use crate::settings::PeerSpec;
+
+/// Records waiting for their connection to be seen.
+#[derive(Debug)]
+pub(super) struct Restored {
+    records: Mutex<HashMap<ConnectionId, Vec<(Slot, Record)>>>,
+    /// Spares the lock, once all are met.
+    any: AtomicBool,
+}
+
+impl Restored {
+    pub(super) fn new(found: Vec<(Slot, Record)>) -> Self {
+        let mut records: HashMap<ConnectionId, Vec<(Slot, Record)>> = HashMap::new();
+        for (slot, record) in found {
+            records
+                .entry(record.connection)
+                .or_default()
+                .push((slot, record));
+        }
+        let any = AtomicBool::new(!records.is_empty());
+        Self {
+            records: Mutex::new(records),
+            any,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        !self.any.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn has(&self, connection: &ConnectionId) -> bool {
+        self.lock().contains_key(connection)
+    }
+
+    /// Hands the records of a connection over.
+    pub(super) fn take(&self, connection: &ConnectionId) -> Vec<(Slot, Record)> {
+        let mut records = self.lock();
+        let taken = records.remove(connection).unwrap_or_default();
+        self.any.store(!records.is_empty(), Ordering::Relaxed);
+        taken
+    }
+
+    /// Gives up those whose connection is gone.
+    pub(super) fn retain(&self, journal: &Journal, alive: impl Fn(&ConnectionId) -> bool) {
+        let mut records = self.lock();
+        let gone: Vec<ConnectionId> = records.keys().filter(|id| !alive(id)).copied().collect();
+        for (slot, _) in gone.iter().filter_map(|id| records.remove(id)).flatten() {
+            if let Err(error) = journal.forget(slot) {
+                tracing::warn!(%error, "cannot delete the record of a closed connection");
+            }
+        }
+        self.any.store(!records.is_empty(), Ordering::Relaxed);
+    }
+
+    /// The proven ones, as sessions.
+    pub(super) fn sessions(&self, peers: &[PeerSpec], links: &Links) -> Vec<Session> {
+        let Ok(policy) = policy::resolve(peers, links) else {
+            return Vec::new();
+        };
+        let records = self.lock();
+        let proven = records
+            .values()
+            .flatten()
+            .filter(|(_, record)| record.proven);
+        proven
+            .filter_map(|(_, record)| {
+                let index = policy.find(&record.connection)?;
+                Some(Session {
+                    peer: policy.peers().get(index)?.name.clone(),
+                    local: sessions::local_end(&record.connection),
+                    remote: sessions::remote_end(&record.connection),
+                    vrf: sessions::vrf_name(&record.connection, links),
+                    state: SessionState::Restored,
+                    current_key: record.current_key,
+                    rnext_key: record.rnext_key,
+                    segments_good: 0,
+                    segments_bad: 0,
+                    segments_unsigned: 0,
+                    segments_sent: 0,
+                    snd_sne: upper_half(record.sent),
+                    rcv_sne: upper_half(record.received),
+                })
+            })
+            .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ConnectionId, Vec<(Slot, Record)>>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn upper_half(mark: u64) -> u32 {
+    u32::try_from(mark >> 32).unwrap_or(u32::MAX)
+}

@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod config;
+pub mod daemon;
 
 /// Version of both binaries.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,1 +1,120 @@
-fn main(){}
+//! `ao-sidecar`: the daemon.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use ao_sidecar::config::Config;
+use ao_sidecar::daemon::{self, DaemonError, Options};
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Protect the TCP sessions of an unmodified BGP daemon with TCP-AO (RFC 5925).
+#[derive(Parser)]
+#[command(
+    name = "ao-sidecar",
+    version,
+    after_help = "Exit codes: 0 success, 1 failure, 2 wrong usage or configuration."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Protect the configured peers until SIGTERM or SIGINT
+    ///
+    /// Tells the service manager READY=1 once rules and guard are active and the API answers.
+    /// After a signal, rules and guard stay unless the configuration says on_exit = "remove"; a
+    /// second signal exits at once.
+    Run {
+        /// The configuration
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+        /// Keep connection state there instead of where the configuration says
+        #[arg(long, value_name = "FOLDER")]
+        state_dir: Option<PathBuf>,
+        /// Serve the API there instead of where the configuration says
+        #[arg(long, value_name = "FILE")]
+        api_socket: Option<PathBuf>,
+        /// Close sessions with configured peers that are alive and unprotected, so that the
+        /// daemon reconnects protected; without it such sessions are named and the start refused
+        #[arg(long)]
+        replace_sessions: bool,
+    },
+    /// Check a configuration and the secret files it names, and touch nothing
+    Check {
+        /// The configuration
+        #[arg(value_name = "FILE", default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+    },
+    /// Block unsigned segments of configured peers without a running daemon
+    Guard {
+        /// What to do with the guard's firewall rules
+        action: GuardAction,
+        /// The configuration
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum GuardAction {
+    /// Put them in place, before the network comes up
+    Install,
+    /// Take them away: peers are unprotected while no daemon runs
+    Remove,
+}
+
+const DEFAULT_CONFIG: &str = "/etc/ao-sidecar/config.toml";
+
+fn main() -> ExitCode {
+    let command = Arguments::parse().command;
+    let running = matches!(command, Command::Run { .. });
+    let done = match command {
+        Command::Run {
+            config,
+            state_dir,
+            api_socket,
+            replace_sessions,
+        } => daemon::run(&Options {
+            config,
+            state_dir,
+            api_socket,
+            replace_sessions,
+        }),
+        Command::Check { config } => check(&config),
+        Command::Guard { action, config } => guard(action, &config),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // What ends a run is in the log already, in the form the log has.
+            if !running || matches!(error, DaemonError::Config(_)) {
+                // Without stderr the exit code has to do.
+                let _ = writeln!(io::stderr(), "{error}");
+            }
+            ExitCode::from(if matches!(error, DaemonError::Config(_)) {
+                2
+            } else {
+                1
+            })
+        }
+    }
+}
+
+fn check(file: &Path) -> Result<(), DaemonError> {
+    let peers = Config::load(file)?.peers.len();
+    let noun = if peers == 1 { "peer" } else { "peers" };
+    // The exit code says it, too.
+    let _ = writeln!(io::stdout(), "{}: correct, {peers} {noun}", file.display());
+    Ok(())
+}
+
+fn guard(action: GuardAction, file: &Path) -> Result<(), DaemonError> {
+    let config = Config::load(file)?;
+    match action {
+        GuardAction::Install => daemon::install_guard(&config),
+        GuardAction::Remove => daemon::remove_guard(&config),
+    }
+}

@@ -1,0 +1,273 @@
+//! The daemon: start in order, serve, stop in order.
+//!
+//! Configuration, privileges, state folder and API socket are checked before the datapath touches
+//! the firewall. READY is told when rules and guard are active and the API answers.
+
+mod logging;
+mod notify;
+mod state_dir;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use datapath::settings::{OnExit, Settings};
+use datapath::userspace::{self, StartError, StopError, Userspace};
+use grpc_api::{ApiSocket, PeerFacts, Snapshot, SocketError, Source};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::{JoinError, spawn_blocking};
+use tracing::{error, info};
+
+use self::notify::Notifier;
+use self::state_dir::{StateDir, StateDirError};
+use crate::VERSION;
+use crate::config::{Config, ConfigError, Datapath};
+
+/// Longest time calls in progress may take once the daemon stops.
+const API_GRACE: Duration = Duration::from_secs(1);
+
+/// Threads for calls that block: the start, the stop, and reports for the API.
+const BLOCKING_THREADS: usize = 4;
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration.
+    pub config: PathBuf,
+    /// Replaces the configuration's `state_dir`.
+    pub state_dir: Option<PathBuf>,
+    /// Replaces the configuration's `api_socket`.
+    pub api_socket: Option<PathBuf>,
+    /// Close unprotected sessions that are alive at the first start, instead of refusing to start.
+    pub replace_sessions: bool,
+}
+
+/// Why the daemon could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Not root, or too few capabilities.
+    #[error("not permitted: run as root, or with the capabilities CAP_NET_ADMIN and CAP_NET_RAW")]
+    Privileges,
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    /// The API cannot be served.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The backend did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The backend did not stop in order.
+    #[error(transparent)]
+    Stop(#[from] StopError),
+    /// A thread of the start or the stop broke.
+    #[error("internal error: {0}")]
+    Broken(#[from] JoinError),
+    /// The system refused something basic.
+    #[error("the system refused signals or timers: {0}")]
+    Runtime(#[from] io::Error),
+}
+
+/// Runs the daemon until a signal stops it. Errors other than those of the configuration are
+/// logged before they are returned.
+///
+/// # Errors
+/// When anything prevents the start, or the stop fails.
+pub fn run(options: &Options) -> Result<(), DaemonError> {
+    let mut config = Config::load(&options.config)?;
+    if let Some(folder) = &options.state_dir {
+        config.state_dir.clone_from(folder);
+    }
+    if let Some(socket) = &options.api_socket {
+        config.api_socket.clone_from(socket);
+    }
+    logging::init(config.log);
+    info!(version = VERSION, config = %options.config.display(), "ao-sidecar starts");
+    start(&config, options.replace_sessions).inspect_err(|failure| error!("{failure}"))
+}
+
+/// Installs the guard alone, before the network comes up and the daemon starts.
+///
+/// # Errors
+/// When the configuration is wrong, a privilege is missing, or the firewall refuses.
+pub fn install_guard(config: &Config) -> Result<(), DaemonError> {
+    check_privileges()?;
+    Ok(userspace::install_guard(&config.settings(false))?)
+}
+
+/// Removes the guard, and with it the protection while no daemon runs.
+///
+/// # Errors
+/// When the configuration is wrong, a privilege is missing, or the firewall refuses.
+pub fn remove_guard(config: &Config) -> Result<(), DaemonError> {
+    check_privileges()?;
+    Ok(userspace::remove_guard(&config.settings(false))?)
+}
+
+fn check_privileges() -> Result<(), DaemonError> {
+    let permitted = ao_sys::capabilities::have_net_admin() && ao_sys::capabilities::have_net_raw();
+    if permitted {
+        Ok(())
+    } else {
+        Err(DaemonError::Privileges)
+    }
+}
+
+fn start(config: &Config, replace_sessions: bool) -> Result<(), DaemonError> {
+    check_privileges()?;
+    if config.datapath == Datapath::Auto {
+        info!("datapath = \"auto\": using userspace, the only backend of this release");
+    }
+    // Held until the end: a second daemon must not touch this one's state or socket.
+    let _state_dir = StateDir::open(&config.state_dir)?;
+    let socket = ApiSocket::bind(&config.api_socket)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()?;
+    runtime.block_on(supervise(config, socket, config.settings(replace_sessions)))
+}
+
+async fn supervise(
+    config: &Config,
+    socket: ApiSocket,
+    settings: Settings,
+) -> Result<(), DaemonError> {
+    let stop = watch_signals()?;
+    let notifier = Notifier::from_environment();
+    let on_exit = settings.on_exit;
+
+    let backend = spawn_blocking(move || Userspace::start(settings)).await??;
+    let sidecar = Arc::new(Sidecar::new(config, backend));
+    sidecar.log_start(socket.path().display());
+
+    let api = tokio::spawn(serve_api(socket, sidecar.clone(), stop.clone()));
+    notifier.send("READY=1");
+    wanted(stop).await;
+
+    notifier.send("STOPPING=1");
+    api.await?;
+    info!("API closed");
+    spawn_blocking(move || sidecar.stop()).await??;
+    match on_exit {
+        OnExit::Keep => info!("stopped; rules and guard stay: configured peers are blocked"),
+        OnExit::Remove => info!("stopped; rules and guard are removed: peers are unprotected"),
+    }
+    Ok(())
+}
+
+/// Serves the API until the daemon is to stop. Without it the sessions are still protected, so a
+/// failure is logged and no more.
+async fn serve_api(socket: ApiSocket, sidecar: Arc<Sidecar>, stop: watch::Receiver<bool>) {
+    let grace_over = async {
+        wanted(stop.clone()).await;
+        tokio::time::sleep(API_GRACE).await;
+    };
+    tokio::select! {
+        served = grpc_api::serve(socket, sidecar, wanted(stop.clone())) => {
+            if let Err(failure) = served {
+                error!("{failure}; sessions stay protected, restart the sidecar to have the API");
+            }
+        }
+        () = grace_over => info!("API calls still in progress were cut off"),
+    }
+}
+
+/// Tells when the first SIGTERM or SIGINT arrives. The second one exits at once, whatever goes on.
+fn watch_signals() -> io::Result<watch::Receiver<bool>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        let name = next(&mut terminate, &mut interrupt).await;
+        info!("{name}: stopping in order; a second signal exits at once");
+        // Nobody listens any more only if the daemon has ended already.
+        let _ = sender.send(true);
+        let name = next(&mut terminate, &mut interrupt).await;
+        error!("second signal ({name}): exiting at once; rules and guard stay");
+        std::process::exit(1);
+    });
+    Ok(receiver)
+}
+
+async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
+}
+
+/// Completes when the daemon is to stop.
+async fn wanted(mut stop: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is a wish to stop, too.
+    let _ = stop.wait_for(|&stop| stop).await;
+}
+
+/// The running backend, as the API sees it.
+struct Sidecar {
+    started: Instant,
+    peers: Arc<[PeerFacts]>,
+    /// Taken when the daemon stops.
+    backend: Mutex<Option<Userspace>>,
+}
+
+impl Sidecar {
+    fn new(config: &Config, backend: Userspace) -> Self {
+        let facts = config.peers.iter().map(|peer| PeerFacts {
+            name: peer.spec.name.clone(),
+            key_chain: peer.key_chain.clone(),
+            keys: u32::try_from(peer.spec.keys.len()).unwrap_or(u32::MAX),
+            ports: (*peer.spec.ports.start(), *peer.spec.ports.end()),
+        });
+        Self {
+            started: Instant::now(),
+            peers: facts.collect(),
+            backend: Mutex::new(Some(backend)),
+        }
+    }
+
+    fn log_start(&self, socket: impl std::fmt::Display) {
+        let Some(Snapshot {
+            datapath, report, ..
+        }) = self.snapshot()
+        else {
+            return;
+        };
+        info!(
+            datapath,
+            peers = self.peers.len(),
+            queue_rules = report.queue_rules,
+            guard = report.guard,
+            strip = report.strips,
+            api = %socket,
+            "protecting"
+        );
+    }
+
+    fn stop(&self) -> Result<(), StopError> {
+        let backend = self.backend().take();
+        backend.map_or(Ok(()), Userspace::stop)
+    }
+
+    fn backend(&self) -> MutexGuard<'_, Option<Userspace>> {
+        self.backend.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Source for Sidecar {
+    fn snapshot(&self) -> Option<Snapshot> {
+        let report = self.backend().as_ref()?.report();
+        Some(Snapshot {
+            version: VERSION,
+            uptime: self.started.elapsed(),
+            datapath: "userspace",
+            peers: self.peers.clone(),
+            report,
+        })
+    }
+}

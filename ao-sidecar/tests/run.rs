@@ -1,0 +1,225 @@
+//! A whole run of the daemon, in a network namespace of its own. Needs root.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+const SIDECAR: &str = env!("CARGO_BIN_EXE_ao-sidecar");
+const DEADLINE: Duration = Duration::from_secs(20);
+
+const CONFIG: &str = r#"
+[log]
+format = "json"
+[userspace]
+workers = 1
+[[key_chain]]
+name = "transit"
+[[key_chain.key]]
+send_id = 1
+recv_id = 1
+algorithm = "hmac-sha-1-96"
+secret = "hunter2 is the secret"
+[[peer]]
+name = "as64502"
+address = "192.0.2.2"
+key_chain = "transit"
+"#;
+
+/// Files of one daemon, and the service manager it reports to.
+struct Scene {
+    folder: TempDir,
+    manager: UnixDatagram,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut options = File::options();
+        options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(folder.path().join("c.toml"))
+            .unwrap();
+        fs::write(folder.path().join("c.toml"), CONFIG).unwrap();
+        let manager = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+        manager.set_read_timeout(Some(DEADLINE)).unwrap();
+        Self { folder, manager }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `ao-sidecar run` in a new network namespace.
+    fn command(&self, state_dir: &str, socket: &str) -> Command {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--net", SIDECAR, "run", "--config"])
+            .arg(self.path("c.toml"));
+        command.arg("--state-dir").arg(self.path(state_dir));
+        command.arg("--api-socket").arg(self.path(socket));
+        command
+    }
+
+    fn start(&self) -> Daemon {
+        let child = self
+            .command("state", "api.sock")
+            .env("NOTIFY_SOCKET", self.path("notify"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Daemon(child)
+    }
+
+    fn notified(&self) -> String {
+        let mut buffer = [0; 64];
+        let length = self.manager.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    }
+
+    fn aoctl(&self, question: &str) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_aoctl"))
+            .arg("--socket")
+            .arg(self.path("api.sock"))
+            .args([question, "--json"])
+            .output()
+            .unwrap()
+    }
+}
+
+/// A running daemon; it is killed with this value.
+struct Daemon(Child);
+
+impl Daemon {
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.0.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    fn ended(&mut self) -> ExitStatus {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status;
+            }
+            assert!(begun.elapsed() < DEADLINE, "the daemon does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// What it logged, once it has ended.
+    fn log(&mut self) -> Vec<serde_json::Value> {
+        let mut text = String::new();
+        self.0
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        assert!(!text.contains("hunter2"), "a secret is logged");
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn it_starts_answers_and_stops_in_order() {
+    let scene = Scene::new();
+    let mut daemon = scene.start();
+    assert_eq!(scene.notified(), "READY=1");
+
+    let answer = scene.aoctl("status");
+    assert!(
+        answer.status.success(),
+        "{}",
+        String::from_utf8_lossy(&answer.stderr)
+    );
+    let status: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
+    assert_eq!(status["datapath"], "userspace");
+    assert_eq!(status["peers"][0]["name"], "as64502");
+    assert_eq!(status["peers"][0]["address"], "192.0.2.2");
+    assert_eq!(status["peers"][0]["sessions"], 0);
+    assert_eq!(status["peers"][0]["state"], "down");
+    assert_eq!(scene.aoctl("sessions").stdout, b"[]\n");
+
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(scene.notified(), "STOPPING=1");
+    assert_eq!(daemon.ended().code(), Some(0));
+    assert!(!scene.path("api.sock").exists());
+    let log = daemon.log();
+    let messages: Vec<&str> = log
+        .iter()
+        .filter_map(|line| line["message"].as_str())
+        .collect();
+    assert_eq!(messages.first(), Some(&"ao-sidecar starts"));
+    assert!(messages.contains(&"protecting"), "{messages:?}");
+    assert_eq!(
+        messages.last(),
+        Some(&"stopped; rules and guard stay: configured peers are blocked")
+    );
+}
+
+#[test]
+fn a_second_daemon_is_refused_and_harms_nothing() {
+    let scene = Scene::new();
+    let mut daemon = scene.start();
+    assert_eq!(scene.notified(), "READY=1");
+
+    for (state_dir, socket, reason) in [
+        ("state", "other.sock", "another ao-sidecar (process "),
+        ("other", "api.sock", "another ao-sidecar is serving on "),
+    ] {
+        let second = scene.command(state_dir, socket).output().unwrap();
+        assert_eq!(second.status.code(), Some(1));
+        let said = String::from_utf8(second.stderr).unwrap();
+        let last: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+        assert_eq!(last["level"], "ERROR");
+        assert!(
+            last["message"].as_str().unwrap().starts_with(reason),
+            "{said}"
+        );
+    }
+    assert!(
+        scene.aoctl("status").status.success(),
+        "the first one still answers"
+    );
+
+    daemon.signal(Signal::SIGINT);
+    assert_eq!(daemon.ended().code(), Some(0));
+}
+
+#[test]
+fn a_killed_daemon_leaves_nothing_in_the_way_of_the_next() {
+    let scene = Scene::new();
+    let mut daemon = scene.start();
+    assert_eq!(scene.notified(), "READY=1");
+    daemon.signal(Signal::SIGKILL);
+    assert_eq!(daemon.ended().code(), None);
+    assert!(
+        scene.path("api.sock").exists(),
+        "the stale socket the next one meets"
+    );
+
+    let mut next = scene.start();
+    assert_eq!(scene.notified(), "READY=1");
+    assert!(scene.aoctl("status").status.success());
+    next.signal(Signal::SIGTERM);
+    assert_eq!(next.ended().code(), Some(0));
+}

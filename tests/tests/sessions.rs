@@ -192,5 +192,5 @@ fn a_peer_that_does_not_cover_options_is_refused() {
 
 #[test]
 fn a_peer_without_tcp_ao_is_refused() {
-    stays_down(&Key::default(), None, &["unsigned", "guard"]);
+    stays_down(&Key::default(), None, &["unsigned", "guard", "guard-unverified"]);
 }

@@ -180,19 +180,27 @@ fn a_refused_segment_switches_nothing() {
 #[test]
 fn old_segments_do_not_bring_an_old_key_back() {
     let mut session = Session::established(two_keys());
-    session
-        .send(&session.of_local(ACK | PSH, 1, 1).payload(&[0; 100]))
-        .passed();
-    let old_data = session.signed(&session.of_far(ACK | PSH, 1, 1).payload(b"abc"));
-    let old_ack = session.signed(&session.of_far(ACK, 4, 50));
-    session.host.inbound(&old_data).passed();
-    session.host.inbound(&old_ack).passed();
+    let data = session.of_local(ACK | PSH, 1, 1).payload(&[0; 100]);
+    session.send(&data).passed();
+    // Old by both numbers, by its acknowledgment alone, by its sequence number alone.
+    let replays = [
+        session.signed(&session.of_far(ACK | PSH, 1, 1).payload(b"abc")),
+        session.signed(&session.of_far(ACK, 4, 50)),
+        session.signed(&session.of_far(ACK | PSH, 1, 101).payload(b"abc")),
+        session.signed(&Tcp {
+            ack: 0,
+            ..session.of_far(PSH, 1, 0).payload(b"abc")
+        }),
+    ];
+    for packet in &replays {
+        session.host.inbound(packet).passed();
+    }
     session
         .receive_with(&session.of_far(ACK, 4, 101), 0, 3, 0)
         .passed();
     assert_eq!(session.view(|view| view.current_key), Some(3));
-    for replay in [old_data, old_ack] {
-        session.host.inbound(&replay).passed();
+    for replay in &replays {
+        session.host.inbound(replay).passed();
         assert_eq!(session.view(|view| view.current_key), Some(3));
     }
 }
@@ -399,4 +407,30 @@ fn an_l3_domain_has_connections_of_its_own() {
         DropReason::NoPeer
     );
     assert_eq!(session.state(), None::<SessionState>);
+}
+
+/// Field notes 13: a SYN that asks for a key this end does not have is answered all the same.
+#[test]
+fn a_syn_that_asks_for_an_unknown_key_is_answered_with_the_first() {
+    let mut session = Session::passive(two_keys());
+    session.receive_with(&session.far_syn(), 1, 99, 0).passed();
+    let answer = session.send(&session.local_syn_ack());
+    session.assert_signed(&answer.bytes, 0, 0);
+}
+
+/// Field notes 15: a forced removal leaves no way to sign or be verified with the old key, however
+/// long the far end clings to it.
+#[test]
+fn a_removed_key_is_gone_at_once() {
+    let mut session = Session::established(two_keys());
+    let with_old = session.signed(&session.of_far(ACK, 1, 1));
+    let peer = Host::peer(session.far, &session.keys[1..]);
+    session.host.set_policy(vec![peer]);
+    let late = session.host.inbound(&with_old);
+    assert_eq!(late.dropped(), DropReason::UnknownKeyId);
+    let out = session.send(&session.of_local(ACK, 1, 1));
+    session.assert_signed(&out.bytes, 1, 0);
+    session
+        .receive_with(&session.of_far(ACK, 1, 1), 1, 3, 0)
+        .passed();
 }

@@ -494,3 +494,24 @@ fn every_reason_has_a_name_of_its_own() {
     names.dedup();
     assert_eq!(names.len(), DropReason::ALL.len());
 }
+
+/// Field notes 32: addresses and ports are covered, so plain TCP-AO does not cross a NAT.
+#[test]
+fn a_nat_on_the_path_is_noticed() {
+    let mut session = Session::passive(vec![key(1, 2, HmacSha1_96)]);
+    let syn = Tcp::parse(&session.signed(&session.far_syn()));
+    for (src, dst) in [
+        ("10.0.0.2:40001", "10.0.0.1:179"),
+        ("10.0.0.2:40000", "10.0.0.9:179"),
+    ] {
+        let (src, dst) = (src.parse().unwrap(), dst.parse().unwrap());
+        let translated = Tcp {
+            src,
+            dst,
+            ..syn.clone()
+        };
+        let outcome = session.host.inbound(&translated.bytes());
+        assert_eq!(outcome.dropped(), DropReason::BadMac);
+    }
+    session.host.inbound(&syn.bytes()).passed();
+}

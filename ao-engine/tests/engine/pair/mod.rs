@@ -27,11 +27,11 @@ fn soak() -> bool {
 }
 
 fn cases() -> u32 {
-    if soak() { 2000 } else { 200 }
+    if soak() { 500 } else { 200 }
 }
 
 fn size() -> usize {
-    if soak() { 2_000_000 } else { 100_000 }
+    if soak() { 500_000 } else { 100_000 }
 }
 
 fn plan() -> Plan {

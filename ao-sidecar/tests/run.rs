@@ -223,3 +223,26 @@ fn a_killed_daemon_leaves_nothing_in_the_way_of_the_next() {
     next.signal(Signal::SIGTERM);
     assert_eq!(next.ended().code(), Some(0));
 }
+
+#[test]
+fn the_guard_comes_and_goes_without_a_daemon() {
+    let scene = Scene::new();
+    // Which of the two firewalls carries the guard depends on the kernel.
+    let script = "list() { nft list ruleset; iptables-save; iptables-legacy-save; }; \
+                  \"$0\" guard install --config \"$1\" || exit 1; list; echo ==; \
+                  \"$0\" guard remove --config \"$1\" || exit 1; list; true";
+    let mut command = Command::new("unshare");
+    command
+        .args(["--net", "sh", "-c", script, SIDECAR])
+        .arg(scene.path("c.toml"));
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let said = String::from_utf8(output.stdout).unwrap();
+    let (installed, removed) = said.split_once("==\n").unwrap();
+    assert!(installed.contains("192.0.2.2"), "{installed}");
+    assert!(!removed.contains("192.0.2.2"), "{removed}");
+}

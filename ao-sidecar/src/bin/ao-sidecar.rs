@@ -62,7 +62,7 @@ enum Command {
 enum GuardAction {
     /// Put them in place, before the network comes up
     Install,
-    /// Take them away: peers are unprotected while no daemon runs
+    /// Take them away, and those a stopped daemon left: peers are unprotected from then on
     Remove,
 }
 

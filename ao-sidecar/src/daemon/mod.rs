@@ -100,7 +100,7 @@ pub fn install_guard(config: &Config) -> Result<(), DaemonError> {
     Ok(userspace::install_guard(&config.settings(false))?)
 }
 
-/// Removes the guard, and with it the protection while no daemon runs.
+/// Removes the guard and the rules that a stopped daemon left: peers are unprotected from then on.
 ///
 /// # Errors
 /// When the configuration is wrong, a privilege is missing, or the firewall refuses.

@@ -88,7 +88,8 @@ impl Journal {
             generation: 0,
         });
         let mut restored = Vec::with_capacity(records.len());
-        for (mut slot, record) in slots.by_ref().zip(records) {
+        // Records first: whichever side of a zip is asked first loses an item at the end.
+        for (record, mut slot) in records.into_iter().zip(slots.by_ref()) {
             write(&file, &mut slot, Some(&record)).map_err(failed)?;
             restored.push((slot, record));
         }

@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -245,4 +245,36 @@ fn the_guard_comes_and_goes_without_a_daemon() {
     let (installed, removed) = said.split_once("==\n").unwrap();
     assert!(installed.contains("192.0.2.2"), "{installed}");
     assert!(!removed.contains("192.0.2.2"), "{removed}");
+}
+
+/// A client that keeps its connection open delays the stop by a second at most, and a second
+/// signal does not wait for it.
+#[test]
+fn a_lingering_client_cannot_hold_the_daemon() {
+    for (impatient, code) in [(false, 0), (true, 1)] {
+        let scene = Scene::new();
+        let mut daemon = scene.start();
+        assert_eq!(scene.notified(), "READY=1");
+        let _lingering = UnixStream::connect(scene.path("api.sock")).unwrap();
+        assert!(
+            scene.aoctl("status").status.success(),
+            "accepted after the lingering one"
+        );
+        daemon.signal(Signal::SIGTERM);
+        assert_eq!(scene.notified(), "STOPPING=1");
+        if impatient {
+            daemon.signal(Signal::SIGINT);
+        }
+        assert_eq!(daemon.ended().code(), Some(code), "impatient: {impatient}");
+        let said = if impatient {
+            "second signal (SIGINT)"
+        } else {
+            "still in progress"
+        };
+        let log = daemon.log();
+        let found = log
+            .iter()
+            .any(|line| line["message"].as_str().unwrap().contains(said));
+        assert!(found, "{log:?}");
+    }
 }

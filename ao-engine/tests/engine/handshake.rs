@@ -390,6 +390,37 @@ fn this_end_uses_a_tuple_again() {
     assert_eq!(session.host.engine.sessions().count(), 1);
 }
 
+/// Both may claim a segment when the new ISNs lie just below the old numbers: each is tried.
+#[test]
+fn a_late_segment_that_looks_like_one_of_the_next_handshake() {
+    let mut session = Session::established(one_key());
+    close(&mut session);
+    let late = session.signed(&session.of_far(FIN | ACK, 1, 2));
+    (session.local_isn, session.far_isn) = (500, 8000);
+    session.receive(&session.far_syn()).passed();
+    session.send(&session.local_syn_ack()).passed();
+    session.host.inbound(&late).passed();
+    assert_eq!(session.state(), Some(SessionState::Closing), "the first");
+    session.receive(&session.of_far(ACK, 1, 1)).passed();
+    session.assert_alive();
+}
+
+#[test]
+fn an_ack_of_nothing_while_this_end_calls_is_not_verified() {
+    let mut session = Session::active(one_key());
+    session.send(&session.local_syn()).passed();
+    let stray = session.receive(&session.of_far(ACK, 1, 1));
+    assert_eq!(stray.dropped(), DropReason::UnknownConnection);
+}
+
+#[test]
+fn the_syn_of_a_live_session_opens_nothing() {
+    let mut session = Session::established(one_key());
+    session.receive(&session.far_syn()).passed();
+    session.host.engine.remove(&session.id());
+    assert_eq!(session.host.take_changes().len(), 1, "one entry went");
+}
+
 /// Nobody can end or move a session with what it once said.
 #[test]
 fn a_replayed_syn_leaves_a_live_session_alone() {

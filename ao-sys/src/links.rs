@@ -243,6 +243,7 @@ mod tests {
                             name: name.to_owned(),
                             vrf,
                             master,
+                            mtu: 1500,
                         },
                     )
                 })

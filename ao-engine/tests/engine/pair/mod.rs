@@ -27,7 +27,7 @@ fn soak() -> bool {
 }
 
 fn cases() -> u32 {
-    if soak() { 500 } else { 200 }
+    if soak() { 400 } else { 200 }
 }
 
 fn size() -> usize {
@@ -277,7 +277,7 @@ fn keys_roll_over_in_both_directions() {
 #[test]
 fn engines_restart_in_mid_transfer() {
     let mut restarts = 0;
-    for (seed, at) in (0u64..).zip((0..600).step_by(if soak() { 1 } else { 24 })) {
+    for (seed, at) in (0u64..).zip((0..600).step_by(if soak() { 6 } else { 24 })) {
         let both = [Event::Restart(0), Event::Restart(1)];
         let events = both.into_iter().map(|event| (at, event)).collect();
         let isns = [u32::MAX - 20_000, u32::MAX - 20_000];

@@ -20,7 +20,8 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Captures what passes `interface` and `filter` (in tcpdump's language).
+    /// Captures what passes `interface` and `filter` (in tcpdump's language). Only what the
+    /// kernel has not yet cut into segments is longer than what is kept of a packet.
     ///
     /// # Panics
     /// When tcpdump does not come to listen.
@@ -35,11 +36,11 @@ impl Capture {
             "root",
             "-n",
             "-s",
-            "0",
+            "2048",
             "-U",
             "--immediate-mode",
             "-B",
-            "16384",
+            "65536",
             "-w",
         ]
         .to_vec();

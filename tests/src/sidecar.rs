@@ -133,8 +133,8 @@ impl Config {
 #[derive(Debug)]
 pub struct Sidecar {
     namespace: String,
-    scratch: Scratch,
     process: Option<Process>,
+    scratch: Scratch,
 }
 
 impl Sidecar {
@@ -145,8 +145,8 @@ impl Sidecar {
         config.write(&scratch);
         Self {
             namespace: namespace.name().to_owned(),
-            scratch,
             process: None,
+            scratch,
         }
     }
 
@@ -245,6 +245,24 @@ impl Sidecar {
     pub fn ask(&self, question: &str) -> Value {
         self.try_ask(question)
             .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The one session that is established.
+    ///
+    /// # Panics
+    /// When there is none, or more than one.
+    #[must_use]
+    pub fn established(&self) -> Value {
+        let sessions = self.ask("sessions");
+        let mut live = sessions
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|session| session["state"] == "established");
+        match (live.next(), live.next()) {
+            (Some(session), None) => session.clone(),
+            _ => panic!("not one established session: {sessions}"),
+        }
     }
 
     /// Refused packets of the peer and of the firewall, by reason.

@@ -27,8 +27,8 @@ fn a_full_table_arrives_intact() {
     progress!("{} routes within {:?}", table_routes(), started.elapsed());
     assert_never_down(&*a);
     assert_never_down(&*b);
-    let sessions = sidecar_a.ask("sessions");
-    assert_eq!(sessions[0]["segments_bad"], 0, "{sessions}");
+    let session = sidecar_a.established();
+    assert_eq!(session["segments_bad"], 0, "{session}");
     let finished = capture.stop();
     if !soak() {
         // Python takes too long for the full figure, and it would show nothing new.

@@ -23,11 +23,10 @@ fn comes_up_from_either_end(
         key.include_tcp_options = (variant + turn).is_multiple_of(2);
         progress!("{daemons:?} {family:?} opened by {opener:?}: {key:?}");
         let session = Session::start(daemons, family, key, opener);
-        let sessions = session.sidecar_a.ask("sessions");
-        assert_eq!(sessions[0]["state"], "established", "{sessions}");
-        assert_eq!(sessions[0]["current_key"], 1, "{sessions}");
-        assert_eq!(sessions[0]["rnext_key"], 2, "{sessions}");
-        assert_eq!(sessions[0]["segments_bad"], 0, "{sessions}");
+        let established = session.sidecar_a.established();
+        assert_eq!(established["current_key"], 1, "{established}");
+        assert_eq!(established["rnext_key"], 2, "{established}");
+        assert_eq!(established["segments_bad"], 0, "{established}");
         let status = session.sidecar_b.ask("status");
         assert_eq!(status["datapath"], "userspace", "{status}");
         assert_eq!(status["peers"][0]["sessions"], 1, "{status}");
@@ -192,5 +191,9 @@ fn a_peer_that_does_not_cover_options_is_refused() {
 
 #[test]
 fn a_peer_without_tcp_ao_is_refused() {
-    stays_down(&Key::default(), None, &["unsigned", "guard", "guard-unverified"]);
+    stays_down(
+        &Key::default(),
+        None,
+        &["unsigned", "guard", "guard-unverified"],
+    );
 }

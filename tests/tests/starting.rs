@@ -74,8 +74,8 @@ fn replace_sessions_makes_the_daemons_reconnect_protected() {
         times_established: 2,
     };
     assert_eq!(a.standing(), Ok(wanted));
-    let sessions = sidecar_a.ask("sessions");
-    assert_eq!(sessions[0]["state"], "established", "{sessions}");
+    let session = sidecar_a.established();
+    assert_eq!(session["peer"], "peer", "{session}");
 }
 
 #[test]

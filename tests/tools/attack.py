@@ -159,8 +159,8 @@ def replay_syn(arguments):
 def fragment(arguments):
     """A signed segment, whole, as first fragment with a tail that no MAC
     covers. The tail's sum cancels what it adds to the checksum, so not only the
-    first fragment has a right one, but also what is reassembled. An atomic
-    fragment comes along."""
+    first fragment has a right one, but also what is reassembled. With IPv6, an
+    atomic fragment comes along."""
     newest = template(arguments)
     if tcpao.option(newest.segment):
         signed = template(arguments, lambda segment: not segment.flags & SYN
@@ -175,7 +175,8 @@ def fragment(arguments):
         ident = 0x4000 + number
         yield signed.ip(packets.TCP, octets, fragment=(0, True, ident))
         yield signed.ip(packets.TCP, tail, fragment=(len(octets), False, ident))
-        yield signed.ip(packets.TCP, octets, fragment=(0, False, ident + 0x1000))
+        if signed.packet.version == 6:
+            yield signed.ip(packets.TCP, octets, fragment=(0, False, ident + 0x1000))
 
 
 def icmp(arguments):

@@ -1,6 +1,9 @@
 //! One MAC over a 64-octet header and a payload, by the provider and by each library alone, and
 //! batches of 32: ns per MAC.
-#![allow(missing_docs, reason = "criterion's macros generate undocumented items")]
+#![allow(
+    missing_docs,
+    reason = "criterion's macros generate undocumented items"
+)]
 #![allow(clippy::unwrap_used, reason = "a benchmark")]
 
 use std::hint::black_box;
@@ -20,21 +23,31 @@ const PAYLOADS: [usize; 3] = [0, 536, 1440];
 
 fn key(algorithm: Algorithm) -> TrafficKey {
     let end = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-    let context =
-        KdfContext { src: end, dst: end, src_port: 1, dst_port: 179, src_isn: 1, dst_isn: 2 };
+    let context = KdfContext {
+        src: end,
+        dst: end,
+        src_port: 1,
+        dst_port: 179,
+        src_isn: 1,
+        dst_isn: 2,
+    };
     derive(algorithm, &MasterKey::new(b"benchmark").unwrap(), &context)
 }
 
 fn batch<P: MacProvider>(provider: &P, key: &P::Key, payload: &[u8], count: usize) {
-    let mut jobs: Vec<_> = (0..count).map(|_| MacJob::new(key, &HEADER, payload)).collect();
+    let mut jobs: Vec<_> = (0..count)
+        .map(|_| MacJob::new(key, &HEADER, payload))
+        .collect();
     provider.compute(black_box(&mut jobs));
     black_box(jobs);
 }
 
 fn single(c: &mut Criterion) {
-    for algorithm in
-        [Algorithm::HmacSha1_96, Algorithm::Aes128Cmac96, Algorithm::HmacSha256_128]
-    {
+    for algorithm in [
+        Algorithm::HmacSha1_96,
+        Algorithm::Aes128Cmac96,
+        Algorithm::HmacSha256_128,
+    ] {
         let mut group = c.benchmark_group(algorithm.name());
         let traffic_key = key(algorithm);
         let ours = Provider.prepare(algorithm, &traffic_key);
@@ -42,9 +55,13 @@ fn single(c: &mut Criterion) {
         for length in PAYLOADS {
             let payload = vec![9; length];
             group.throughput(Throughput::Bytes((HEADER.len() + length) as u64));
-            group.bench_with_input(BenchmarkId::new("provider", length), &payload, |b, payload| {
-                b.iter(|| batch(&Provider, &ours, payload, 1));
-            });
+            group.bench_with_input(
+                BenchmarkId::new("provider", length),
+                &payload,
+                |b, payload| {
+                    b.iter(|| batch(&Provider, &ours, payload, 1));
+                },
+            );
             group.bench_with_input(BenchmarkId::new("rustcrypto", length), &payload, |b, p| {
                 b.iter(|| batch(&RustCrypto, &rust, p, 1));
             });
@@ -52,7 +69,9 @@ fn single(c: &mut Criterion) {
             openssl(&mut group, algorithm, &traffic_key, &payload);
         }
         let payload = vec![9; 1440];
-        group.throughput(Throughput::Bytes(32 * (HEADER.len() + payload.len()) as u64));
+        group.throughput(Throughput::Bytes(
+            32 * (HEADER.len() + payload.len()) as u64,
+        ));
         group.bench_function("provider, 32 at once/1440", |b| {
             b.iter(|| batch(&Provider, &ours, &payload, 32));
         });
@@ -96,8 +115,14 @@ fn openssl(group: &mut Group<'_>, algorithm: Algorithm, key: &TrafficKey, payloa
     let id = BenchmarkId::new("openssl", payload.len());
     let (pkey, digest) = match algorithm {
         Algorithm::Aes128Cmac96 => (cmac_key(key).unwrap(), None),
-        Algorithm::HmacSha1_96 => (PKey::hmac(key.as_bytes()).unwrap(), Some(MessageDigest::sha1())),
-        _ => (PKey::hmac(key.as_bytes()).unwrap(), Some(MessageDigest::sha256())),
+        Algorithm::HmacSha1_96 => (
+            PKey::hmac(key.as_bytes()).unwrap(),
+            Some(MessageDigest::sha1()),
+        ),
+        _ => (
+            PKey::hmac(key.as_bytes()).unwrap(),
+            Some(MessageDigest::sha256()),
+        ),
     };
     group.bench_function(id, |b| {
         b.iter(|| {

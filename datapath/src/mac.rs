@@ -19,11 +19,21 @@ pub struct Provider;
 /// A traffic key ready for use. The libraries wipe their key schedules on drop.
 pub struct Key(Prepared);
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one per direction and MKT; a box costs a miss"
+)]
 enum Prepared {
     /// By RustCrypto, whatever the algorithm.
     Portable(PortableKey),
-    Cmac { single: cmac::Key, lanes: PortableKey },
-    Hmac { key: hmac::Key, mac_len: usize },
+    Cmac {
+        single: cmac::Key,
+        lanes: PortableKey,
+    },
+    Hmac {
+        key: hmac::Key,
+        mac_len: usize,
+    },
 }
 
 impl MacProvider for Provider {
@@ -34,7 +44,10 @@ impl MacProvider for Provider {
         Key(match algorithm {
             Algorithm::HmacSha1_96 => Prepared::Portable(portable()),
             Algorithm::Aes128Cmac96 => match cmac::Key::new(cmac::AES_128, key.as_bytes()) {
-                Ok(single) => Prepared::Cmac { single, lanes: portable() },
+                Ok(single) => Prepared::Cmac {
+                    single,
+                    lanes: portable(),
+                },
                 Err(_) => Prepared::Portable(portable()),
             },
             Algorithm::HmacSha256_96 | Algorithm::HmacSha256_128 => Prepared::Hmac {
@@ -60,7 +73,9 @@ fn compute_run(jobs: &mut [MacJob<'_, Key>]) {
         Prepared::Cmac { single, lanes } => {
             for job in &mut *jobs {
                 let mut context = cmac::Context::with_key(single);
-                let whole = context.update(job.header).and_then(|()| context.update(job.payload));
+                let whole = context
+                    .update(job.header)
+                    .and_then(|()| context.update(job.payload));
                 if let Ok(tag) = whole.and_then(|()| context.sign()) {
                     job.mac = Mac::truncated(tag.as_ref(), Algorithm::Aes128Cmac96.mac_len());
                 }
@@ -82,8 +97,10 @@ fn compute_run(jobs: &mut [MacJob<'_, Key>]) {
 }
 
 fn compute_portable(jobs: &mut [MacJob<'_, Key>], key: &PortableKey) {
-    let mut portable: Vec<MacJob<'_, PortableKey>> =
-        jobs.iter().map(|job| MacJob::new(key, job.header, job.payload)).collect();
+    let mut portable: Vec<MacJob<'_, PortableKey>> = jobs
+        .iter()
+        .map(|job| MacJob::new(key, job.header, job.payload))
+        .collect();
     RustCrypto.compute(&mut portable);
     let macs: Vec<Mac> = portable.into_iter().map(|job| job.mac).collect();
     for (job, mac) in jobs.iter_mut().zip(macs) {
@@ -101,8 +118,14 @@ mod tests {
 
     fn traffic_key(algorithm: Algorithm, isn: u32) -> TrafficKey {
         let end = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-        let context =
-            KdfContext { src: end, dst: end, src_port: 1, dst_port: 179, src_isn: isn, dst_isn: 0 };
+        let context = KdfContext {
+            src: end,
+            dst: end,
+            src_port: 1,
+            dst_port: 179,
+            src_isn: isn,
+            dst_isn: 0,
+        };
         derive(algorithm, &MasterKey::new(b"master").unwrap(), &context)
     }
 
@@ -112,7 +135,9 @@ mod tests {
         for algorithm in Algorithm::ALL {
             let keys = [1, 2].map(|isn| traffic_key(algorithm, isn));
             let ours = keys.each_ref().map(|key| Provider.prepare(algorithm, key));
-            let reference = keys.each_ref().map(|key| RustCrypto.prepare(algorithm, key));
+            let reference = keys
+                .each_ref()
+                .map(|key| RustCrypto.prepare(algorithm, key));
             for batch in [1, 2, 3, 9, 32] {
                 let part = |i: usize| (&data[..64], &data[64..64 + (i * 97) % 1500]);
                 let which = |i: usize| usize::from(i % 7 == 3);
@@ -123,7 +148,11 @@ mod tests {
                 for (i, job) in jobs.iter().enumerate() {
                     let mut single = [MacJob::new(&reference[which(i)], part(i).0, part(i).1)];
                     RustCrypto.compute(&mut single);
-                    assert_eq!(job.mac.as_bytes(), single[0].mac.as_bytes(), "{algorithm} {batch}");
+                    assert_eq!(
+                        job.mac.as_bytes(),
+                        single[0].mac.as_bytes(),
+                        "{algorithm} {batch}"
+                    );
                     assert_eq!(job.mac.as_bytes().len(), algorithm.mac_len());
                 }
             }

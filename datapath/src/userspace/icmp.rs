@@ -16,6 +16,7 @@ use ao_sys::nfqueue::{Arena, Queue, Queued, VerdictBuffer, Verdicts};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::abort::AbortOnPanic;
 use super::worker::{Command, Handle, IcmpAnswer, IcmpQuestion, Shared};
 use crate::report::QueueReport;
 
@@ -57,7 +58,10 @@ impl IcmpWorker {
         };
         let thread = thread::Builder::new()
             .name("ao-icmp".to_owned())
-            .spawn(move || serve.run())?;
+            .spawn(move || {
+                let _guard = AbortOnPanic;
+                serve.run();
+            })?;
         Ok(Self {
             number,
             counts,

@@ -272,7 +272,11 @@ fn write(file: &File, slot: &mut Slot, record: Option<&Record>) -> io::Result<()
     let sum = check_sum(u64::from(slot.index), &copy);
     copy.extend_from_slice(&sum.to_le_bytes());
 
-    let second = if generation % 2 == 0 { COPY as u64 } else { 0 };
+    let second = if generation.is_multiple_of(2) {
+        COPY as u64
+    } else {
+        0
+    };
     let at = HEADER as u64 + u64::from(slot.index) * SLOT as u64 + second;
     file.write_all_at(&copy, at)?;
     slot.generation = generation;

@@ -4,6 +4,7 @@
 //! unprotected), `worker` (a packet's way), `icmp`, `journal` (what survives a restart),
 //! `sessions` (what the local TCP has, by socket diagnosis).
 
+mod abort;
 mod icmp;
 mod journal;
 mod log;

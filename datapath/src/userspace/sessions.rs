@@ -49,7 +49,11 @@ pub(super) fn close(socket: &TcpSocket, was_guarded: bool) {
     match sock_diag::destroy(socket) {
         Ok(()) => tracing::warn!(%session, "session closed: {why}"),
         Err(error) => {
-            tracing::error!(%session, %error, "session cannot be closed ({why}); it is blocked and will time out")
+            tracing::error!(
+                %session,
+                %error,
+                "session cannot be closed ({why}); it is blocked and will time out"
+            );
         }
     }
 }

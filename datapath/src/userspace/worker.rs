@@ -23,6 +23,7 @@ use ao_sys::raw::{self, Family};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::abort::AbortOnPanic;
 use super::journal::{Journal, Slot};
 use super::log::RefusalLog;
 use super::restored::Restored;
@@ -244,7 +245,7 @@ impl Worker {
             strip: shared.strips,
             unknown_per_second: UNKNOWN_PER_SECOND,
         };
-        let mut engine = Engine::new(Provider::default(), limits, number);
+        let mut engine = Engine::new(Provider, limits, number);
         engine.set_policy(policy);
         let counts = QueueReport {
             number: queue.number(),
@@ -272,9 +273,10 @@ impl Worker {
         )?);
         let woken = Arc::clone(&wake);
         let name = format!("ao-worker-{}", self.number);
-        let thread = thread::Builder::new()
-            .name(name)
-            .spawn(move || self.run(&inbox, &woken))?;
+        let thread = thread::Builder::new().name(name).spawn(move || {
+            let _guard = AbortOnPanic;
+            self.run(&inbox, &woken);
+        })?;
         Ok(Handle {
             commands,
             wake,
@@ -399,7 +401,7 @@ impl Worker {
 
     /// The batch as the engine takes it. A packet that has no room for headers in front cannot
     /// occur: a message's own headers are longer.
-    fn packets<'a>(&mut self, arena: &'a mut Arena, batch: &mut Vec<Queued>) -> Vec<Packet<'a>> {
+    fn packets<'a>(&mut self, arena: &'a mut Arena, batch: &[Queued]) -> Vec<Packet<'a>> {
         let mut packets = Vec::with_capacity(batch.len());
         let mut waiting = batch.iter().peekable();
         for (index, slot) in arena.slots().enumerate() {
@@ -484,6 +486,7 @@ impl Worker {
                 tracing::error!(%error, "connection state cannot be recorded");
                 if let Some(verdict) = packet.and_then(|index| verdicts.get_mut(index)) {
                     *verdict = Verdict::Drop(DropReason::NotRecorded);
+                    self.engine.discard(entry);
                 }
             }
         }

@@ -1,0 +1,11 @@
+//! The userspace backend in network namespaces of its own. Must run as root.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod backend;
+mod kernel;
+mod support;

@@ -314,8 +314,11 @@ impl<K> Connection<K> {
         (now.since(learned) < PATH_MTU_LIFETIME).then_some(mtu)
     }
 
+    /// Believes a path MTU. One that is believed already is not raised: a larger one may be an
+    /// older message that comes late.
     pub(super) fn learn_path_mtu(&mut self, mtu: u32, now: Instant) {
-        self.path_mtu = Some((mtu, now));
+        let lowest = self.path_mtu(now).map_or(mtu, |known| known.min(mtu));
+        self.path_mtu = Some((lowest, now));
     }
 
     /// Whether the marks have run too far ahead of what is on record.

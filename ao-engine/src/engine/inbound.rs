@@ -219,12 +219,9 @@ impl<P: MacProvider> Engine<P> {
         opening.chain(self.table.live(id)).filter(fits).collect()
     }
 
+    /// Whether nothing is known of the connection but SYNs that anybody may have replayed.
     fn may_recover(&self, id: &ConnectionId) -> bool {
-        let live = self
-            .table
-            .live(id)
-            .and_then(|handle| self.table.get(handle));
-        live.is_none_or(Connection::is_closed)
+        self.table.live(id).is_none()
             && self
                 .table
                 .find_opening(id, |entry| entry.local_isn.is_some())
@@ -367,15 +364,9 @@ impl<P: MacProvider> Engine<P> {
             }
             return Ok(());
         }
-        let ours = self
-            .table
-            .find_opening(&plan.id, |entry| entry.remote_isn.is_none())
-            .and_then(|handle| self.table.get(handle)?.local_isn);
         let mut entry = Connection::new(plan.id, self.table.number(), plan.peer, now);
-        // Simultaneous open: our own SYN is out. Its entry stays as it is for a SYN-ACK.
-        if let Some(ours) = ours {
-            entry.set_local_isn(ours);
-        }
+        // In a simultaneous open our own SYN has an entry, too: it stays as it is for a SYN-ACK,
+        // and this one gets our ISN when the local TCP answers.
         entry.set_remote_isn(isn);
         entry.counters.good = 1;
         follow_rnext(&mut entry, peer, plan);

@@ -307,6 +307,12 @@ impl<P: MacProvider> Engine<P> {
         self.table.remove_where(|entry| entry.id == *connection);
     }
 
+    /// Forgets an entry whose change could not be put on record. The segment it was for is sent
+    /// again by the local TCP, and asks for a record anew.
+    pub fn discard(&mut self, entry: EntryId) {
+        self.table.remove_where(|known| known.entry == entry);
+    }
+
     /// Whether any entry of the connection exists.
     pub fn knows(&self, connection: &ConnectionId) -> bool {
         self.table.any(connection).is_some()

@@ -11,6 +11,8 @@
 
 mod nft;
 mod ruleset;
+#[cfg(test)]
+mod snapshots;
 mod tool;
 mod watcher;
 mod xt;
@@ -60,8 +62,8 @@ pub enum Error {
     },
     /// Neither firewall can queue packets.
     #[error(
-        "this kernel cannot queue packets: neither nftables (NFT_QUEUE) nor iptables \
-         (NETFILTER_XT_TARGET_NFQUEUE) takes such a rule; iptables said: {0}"
+        "packets cannot be queued: this kernel's nftables has no queue expression (NFT_QUEUE), \
+         and iptables refused the NFQUEUE target (NETFILTER_XT_TARGET_NFQUEUE): {0}"
     )]
     NoQueue(Box<Error>),
     /// A configured device name is none.
@@ -212,6 +214,18 @@ struct Installed {
     looks: String,
 }
 
+impl Installed {
+    /// Installs the rules again if they are not as they were; whether that was so.
+    fn restore(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
+        if self.part.observe()? == self.looks {
+            return Ok(false);
+        }
+        self.looks = self.part.install(ruleset)?;
+        tracing::warn!(part = %self.part, "rules were gone or changed; put back");
+        Ok(true)
+    }
+}
+
 #[derive(Default)]
 struct State {
     ruleset: Option<Ruleset>,
@@ -229,11 +243,12 @@ pub struct Firewall {
 
 impl Firewall {
     /// Finds out which firewall can queue packets; that one gets the queue rules, the other the
-    /// guard. Changes nothing.
+    /// guard. Leaves nothing changed.
     ///
     /// # Errors
-    /// When a tool is missing or nftables refuses everything (not root, no such kernel support).
+    /// When a tool is missing.
     pub fn probe() -> Result<Self, Error> {
+        xt::check_tools()?;
         let queue = if nft::has_queue()? {
             Mechanism::Nftables
         } else {
@@ -367,14 +382,17 @@ impl Firewall {
             return Ok(Vec::new());
         };
         let mut restored = Vec::new();
+        let mut outcome = Ok(());
         for installed in &mut state.installed {
-            if installed.part.observe()? != installed.looks {
-                installed.looks = installed.part.install(&ruleset)?;
-                restored.push(installed.part);
+            // What cannot be put back in one place is no reason to leave the others open.
+            match installed.restore(&ruleset) {
+                Ok(true) => restored.push(installed.part),
+                Ok(false) => {}
+                Err(error) => outcome = Err(error),
             }
         }
         state.restored += restored.len() as u64;
-        Ok(restored)
+        outcome.map(|()| restored)
     }
 
     /// Renders the rules anew when the set of L3 masters has changed.

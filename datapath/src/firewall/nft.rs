@@ -405,3 +405,19 @@ fn address(family: Family, side: Side) -> String {
     };
     format!("{} {field}", protocol(family))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_read_by_name() {
+        let json = r#"{"nftables": [{"metainfo": {}}, {"table": {"name": "x"}},
+            {"counter": {"name": "guard_unverified", "packets": 7, "bytes": 9}},
+            {"counter": {"name": "fragment", "packets": 2}},
+            {"counter": {"name": "foreign", "packets": 1}}, {"counter": {}}]}"#;
+        let expected = BTreeMap::from([("guard-unverified", 7), ("fragment", 2)]);
+        assert_eq!(parse_counters(json), expected);
+        assert!(parse_counters("no json").is_empty());
+    }
+}

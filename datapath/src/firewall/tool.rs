@@ -47,6 +47,11 @@ impl Tool {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Whether the tool is installed.
+    pub(super) fn check(self) -> Result<(), Error> {
+        self.path().map(drop)
+    }
+
     fn path(self) -> Result<PathBuf, Error> {
         let path = env::var_os("PATH").unwrap_or_default();
         env::split_paths(&path)

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use ao_sys::links::{LinkMonitor, Links};
 use ao_sys::nftables::{Changes, NftMonitor};
 use ao_sys::xtables::{Family, Outline, Tables};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -32,7 +33,7 @@ pub struct Watcher {
 
 impl Watcher {
     /// Begins to watch, in the calling thread's network namespace. `on_links` is told the
-    /// devices whenever they have changed.
+    /// devices at once and whenever they have changed.
     ///
     /// # Errors
     /// When sockets or the thread cannot be had.
@@ -52,6 +53,7 @@ impl Watcher {
             outlines: BTreeMap::new(),
             firewall,
             suspicious: true,
+            links_changed: true,
             checked: Instant::now(),
         };
         let thread = thread::Builder::new()
@@ -83,6 +85,8 @@ struct Watch {
     firewall: Arc<Firewall>,
     /// Whether the rules must be compared.
     suspicious: bool,
+    /// Whether others must be told of the devices.
+    links_changed: bool,
     checked: Instant,
 }
 
@@ -95,8 +99,8 @@ impl Watch {
                 Err(error) => {
                     tracing::error!(%error, "cannot watch over the firewall; trying again");
                     self.suspicious = true;
-                    // Not at once: the cause may last.
-                    if self.wait().unwrap_or(false) {
+                    // Not at once, whatever else happens: the cause may last.
+                    if self.wait_for(&[]).unwrap_or(false) {
                         return;
                     }
                 }
@@ -112,14 +116,16 @@ impl Watch {
         if self.suspicious {
             self.restore()?;
         }
-        if self.wait()? {
+        if self.links_changed {
+            let links = self.links.links();
+            on_links(&links);
+            self.firewall.update_links(&links)?;
+            self.links_changed = false;
+        }
+        if self.wait_for(&[self.nft.as_fd(), self.links.as_fd()])? {
             return Ok(true);
         }
-        if self.links.update()? {
-            let links = self.links.links();
-            self.firewall.update_links(&links)?;
-            on_links(&links);
-        }
+        self.links_changed |= self.links.update()?;
         self.suspicious |= match self.nft.changes()? {
             Changes::Unknown => true,
             Changes::Tables(tables) => self
@@ -132,28 +138,25 @@ impl Watch {
         Ok(false)
     }
 
-    /// Waits for an event; whether it is the one to stop.
-    fn wait(&self) -> Result<bool, Error> {
-        let mut descriptors = [
-            PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.nft.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.links.as_fd(), PollFlags::POLLIN),
-        ];
+    /// Waits for an event or the time of the next look; whether the event is the one to stop.
+    fn wait_for(&self, events: &[BorrowedFd<'_>]) -> Result<bool, Error> {
+        let mut descriptors: Vec<PollFd> = [self.stop.as_fd()]
+            .iter()
+            .chain(events)
+            .map(|descriptor| PollFd::new(*descriptor, PollFlags::POLLIN))
+            .collect();
         match poll(&mut descriptors, PollTimeout::from(LOOK_EVERY)) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(io::Error::from(error).into()),
         }
-        let [stop, ..] = descriptors;
-        Ok(stop.any().unwrap_or(false))
+        let stop = descriptors.first().and_then(PollFd::any);
+        Ok(stop.unwrap_or(false))
     }
 
     fn restore(&mut self) -> Result<(), Error> {
         // Taken before the comparison: what changes during it makes the next look suspicious.
         let outlines = self.outlines_now();
         let restored = self.firewall.restore()?;
-        for part in &restored {
-            tracing::warn!(%part, "rules were gone or changed by another program; put back");
-        }
         self.outlines = if restored.is_empty() {
             outlines
         } else {

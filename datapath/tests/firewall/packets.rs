@@ -310,7 +310,7 @@ fn guard_alone_drops_what_nobody_verified() {
                 ipv4(TCP, PEER, HERE, &signed(40000, 180)),
             ]);
         });
-        wait_for("drops", Duration::from_secs(2), || {
+        wait_for("drops", Duration::from_secs(5), || {
             let drops = firewall.drops().unwrap();
             ["guard", "guard-unverified", "fragment"].map(|name| drops[name]) == [1, 2, 1]
         });
@@ -378,7 +378,7 @@ fn with_a_vrf_segments_are_queued_once() {
         .unwrap();
         run("ip link add red type vrf table 10; ip link set red up");
         let links = loop {
-            let links = told.recv_timeout(Duration::from_secs(2)).unwrap();
+            let links = told.recv_timeout(Duration::from_secs(30)).unwrap();
             if links.vrfs() == ["red"] {
                 break links;
             }

@@ -1,7 +1,7 @@
 //! Algorithms, key derivation (RFC 5926 §3.1) and MACs (RFC 5926 §3.2).
 //!
 //! An [`Algorithm`] names a KDF and a MAC together, as the MKTs of RFC 5925 do in practice.
-//! [`derive`] turns a [`MasterKey`] and the connection's [`KdfContext`] into a [`TrafficKey`];
+//! [`derive()`] turns a [`MasterKey`] and the connection's [`KdfContext`] into a [`TrafficKey`];
 //! a [`MacProvider`] turns that into keyed state of its own and computes MACs in batches.
 //! [`RustCrypto`] is the provider that is always there; faster ones live outside this crate.
 

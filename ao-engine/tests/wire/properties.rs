@@ -210,8 +210,6 @@ fn mac_len() -> impl Strategy<Value = usize> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
-
     #[test]
     fn junk_never_panics(
         mut packet in vec(any::<u8>(), 0..200),

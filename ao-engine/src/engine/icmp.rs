@@ -11,7 +11,9 @@ use crate::crypto::MacProvider;
 use crate::policy::ConnectionId;
 use crate::reason::DropReason;
 use crate::time::Instant;
-use crate::wire::{IcmpError, PacketBuf, icmp_checksum_ok, parse_icmp_error, set_icmp_mtu};
+use crate::wire::{
+    IcmpError, PacketBuf, ParseError, icmp_checksum_ok, parse_icmp_error, set_icmp_mtu,
+};
 
 /// The smallest path MTU believed: what Linux believes (net.ipv4.route.min_pmtu), and the least
 /// an IPv6 link may have (RFC 8200 §5).
@@ -21,21 +23,29 @@ const MIN_MTU_V6: u32 = 1280;
 const UNSAID_MTU_V4: u32 = 576;
 
 impl<P: MacProvider> Engine<P> {
-    /// Decides on an ICMP error whose quoted packet went to a configured peer. `None` if the
-    /// quoted connection is not one of this engine's.
+    /// Decides on an ICMP error that may quote a segment to a configured peer. One that is about
+    /// no protected port or no TCP at all passes. `None` if the quoted connection is protected,
+    /// but not one of this engine's.
     pub fn process_icmp(
         &mut self,
         now: Instant,
         link: Link,
         buf: &mut PacketBuf<'_>,
     ) -> Option<Verdict> {
-        let error = parse_icmp_error(buf.bytes()).ok()?;
+        let error = match parse_icmp_error(buf.bytes()) {
+            Ok(error) => error,
+            Err(ParseError::Protocol) => return Some(Verdict::Accept),
+            Err(_) => return None,
+        };
         let quoted = error.quoted;
         let id = connection_id(
             link,
             (quoted.src, quoted.src_port),
             (quoted.dst, quoted.dst_port),
         );
+        if self.policy.find(&id).is_none() {
+            return Some(Verdict::Accept);
+        }
         let handle = self.table.live(&id).or_else(|| {
             self.table
                 .find_opening(&id, |entry| entry.local_isn == Some(quoted.seq))

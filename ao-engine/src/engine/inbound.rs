@@ -165,8 +165,8 @@ impl<P: MacProvider> Engine<P> {
                 key: one_off(&self.provider, segment.seq, 0),
             });
         }
-        let candidates = self.candidates(id, segment);
-        if let Some(&handle) = candidates.first() {
+        let likeliest = self.candidates(id, segment).next();
+        if let Some(handle) = likeliest {
             let isns = self
                 .table
                 .get(handle)
@@ -203,8 +203,9 @@ impl<P: MacProvider> Engine<P> {
     }
 
     /// Entries a segment other than a SYN may be of, the likeliest first.
-    fn candidates(&self, id: &ConnectionId, segment: &Segment) -> Vec<Handle> {
-        let fits = |handle: &Handle| {
+    fn candidates(&self, id: &ConnectionId, segment: &Segment) -> impl Iterator<Item = Handle> {
+        let segment = *segment;
+        let fits = move |handle: &Handle| {
             let Some(entry) = self.table.get(*handle) else {
                 return false;
             };
@@ -212,11 +213,11 @@ impl<P: MacProvider> Engine<P> {
                 entry.local_isn == Some(segment.ack.wrapping_sub(1))
                     && (!entry.proven || entry.remote_isn == Some(segment.seq))
             } else {
-                entry.proven || entry.is_near(segment)
+                entry.proven || entry.is_near(&segment)
             }
         };
         let opening = self.table.opening(id).iter().copied();
-        opening.chain(self.table.live(id)).filter(fits).collect()
+        opening.chain(self.table.live(id)).filter(fits)
     }
 
     /// Whether nothing is known of the connection but SYNs that anybody may have replayed.
@@ -262,7 +263,8 @@ impl<P: MacProvider> Engine<P> {
         let Subject::Entry { handle: tried, .. } = plan.subject else {
             return None;
         };
-        for handle in self.candidates(&plan.id, &plan.segment) {
+        let others: Vec<Handle> = self.candidates(&plan.id, &plan.segment).collect();
+        for handle in others {
             if handle == tried {
                 continue;
             }

@@ -30,13 +30,13 @@ fmt: ## Is the code formatted?
 	@$(STAGE) "format" cargo fmt --all -- --check --files-with-diff
 
 clippy: ## Lints, warnings denied
-	@$(STAGE) "clippy" cargo clippy --workspace --all-targets -- -D warnings
+	@$(STAGE) "clippy" cargo clippy --all-targets -- -D warnings
 
 doc: ## Documentation, warnings denied
-	@RUSTDOCFLAGS="-D warnings" $(STAGE) "docs" cargo doc --workspace --no-deps
+	@RUSTDOCFLAGS="-D warnings" $(STAGE) "docs" cargo doc --no-deps
 
 unit: ## Unit, vector, property and simulated-pair tests
-	@$(STAGE) "unit tests" cargo test --workspace --exclude ao-tests
+	@$(STAGE) "unit tests" cargo test --workspace --exclude ao-tests --exclude ao-bench
 
 namespaces: root build ## Real daemons, attacks, restarts in network namespaces
 	@AO_BIN_DIR=$(BIN) $(STAGE) "namespace tests" scripts/namespace-tests
@@ -48,8 +48,12 @@ lab: root ## A virtual machine whose kernel has TCP-AO, VRF and netem
 soak: root deps build ## The namespace tests with full figures: some hours
 	@AO_SOAK=1 AO_BIN_DIR=$(BIN) $(STAGE) "soak" scripts/namespace-tests
 
-bench: root deps build ## Criterion benchmarks and the throughput comparison
-	@$(STAGE) "benchmarks" cargo bench --workspace --exclude ao-tests
+bench: root deps build ## MACs beside other libraries, throughput beside TCP-MD5, idle cost
+	@$(STAGE) "clippy" cargo clippy -p ao-bench --all-targets -- -D warnings
+	@$(STAGE) "MACs and packet edits" cargo bench -p ao-engine -p ao-bench
+	@$(STAGE) "throughput, HMAC-SHA-1" tests/bench/throughput --rounds 7 --bin $(BIN)
+	@$(STAGE) "throughput, AES-CMAC" tests/bench/throughput --rounds 7 --bin $(BIN) --algorithm aes-128-cmac-96
+	@$(STAGE) "idle cost" tests/bench/idle --bin $(BIN) --check
 
 clean: ## Remove what was built
 	cargo clean

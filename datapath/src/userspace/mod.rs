@@ -111,11 +111,14 @@ impl Userspace {
         let ruleset = ruleset(&settings)?;
         let (journal, records) = Journal::open(&settings.state_dir, settings.max_connections)?;
         let restored = Restored::new(records);
-        let strangers = sessions::unknown(&policy, &links, &restored)
-            .map_err(|e| StartError::Io("socket diagnosis", e))?;
+        let strangers = || {
+            sessions::unknown(&policy, &links, &restored)
+                .map_err(|e| StartError::Io("socket diagnosis", e))
+        };
         let was_guarded = firewall.has_guard()?;
-        if !strangers.is_empty() && !was_guarded && !settings.replace_sessions {
-            let names = strangers.iter().map(sessions::name).collect();
+        let unprotected = strangers()?;
+        if !unprotected.is_empty() && !was_guarded && !settings.replace_sessions {
+            let names = unprotected.iter().map(sessions::name).collect();
             return Err(StartError::UnprotectedSessions(names));
         }
 
@@ -132,6 +135,9 @@ impl Userspace {
             Strip::Auto => kernel_has_tcp_ao().map_err(|e| StartError::Io("TCP socket", e))?,
         };
         firewall.install(&ruleset)?;
+        // Looked at again: what came up since the first look was not signed, either, as no worker
+        // runs yet.
+        let unprotected = strangers()?;
 
         let shared = Arc::new(Shared::new(
             &settings,
@@ -151,8 +157,8 @@ impl Userspace {
         let icmp = IcmpWorker::spawn(icmp_queue, Arc::clone(&shared), workers.clone())
             .map_err(|e| StartError::Io("ICMP thread", e))?;
         let watcher = watch(&settings, &shared, &firewall, &workers)?;
-        for stranger in &strangers {
-            sessions::close(stranger, was_guarded);
+        for session in &unprotected {
+            sessions::close(session, was_guarded);
         }
         let housekeeper = housekeep(Arc::clone(&shared), workers.clone())
             .map_err(|e| StartError::Io("housekeeping thread", e))?;
@@ -181,7 +187,7 @@ impl Userspace {
             peers: self.settings.peers.iter().map(peer_report).collect(),
             ..Report::default()
         };
-        for worker in &reports {
+        for (_, worker) in &reports {
             report.queues.push(worker.queue.clone());
             add(&mut report.drops, &worker.drops);
             report
@@ -313,7 +319,7 @@ fn housekeep(
     let run = move || {
         while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(RECONCILE_EVERY) {
             let reports = worker_reports(&workers);
-            if let Err(error) = sessions::reconcile(&shared, &workers, &reports) {
+            if let Err(error) = sessions::reconcile(&shared, &reports) {
                 tracing::warn!(%error, "cannot compare connections with sockets");
             }
         }
@@ -324,16 +330,17 @@ fn housekeep(
     Ok((stop, thread))
 }
 
-fn worker_reports(workers: &[Arc<Handle>]) -> Vec<WorkerReport> {
-    let answers: Vec<_> = workers.iter().map(|worker| worker.ask_report()).collect();
+/// The reports of the workers that answer in time.
+fn worker_reports(workers: &[Arc<Handle>]) -> Vec<(&Handle, WorkerReport)> {
+    let asked: Vec<_> = workers
+        .iter()
+        .map(|worker| (worker.as_ref(), worker.ask_report()))
+        .collect();
     let deadline = Instant::now() + REPORT_PATIENCE;
-    answers
+    let left = || deadline.saturating_duration_since(Instant::now());
+    asked
         .into_iter()
-        .filter_map(|answer| {
-            answer
-                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-                .ok()
-        })
+        .filter_map(|(worker, answer)| Some((worker, answer.recv_timeout(left()).ok()?)))
         .collect()
 }
 

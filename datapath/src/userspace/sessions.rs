@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::sync::Arc;
 use std::time::Duration;
 
 use ao_engine::policy::{ConnectionId, Policy};
@@ -59,11 +58,7 @@ pub(super) fn close(socket: &TcpSocket, was_guarded: bool) {
 }
 
 /// Forgets what has no socket any more.
-pub(super) fn reconcile(
-    shared: &Shared,
-    workers: &[Arc<Handle>],
-    reports: &[WorkerReport],
-) -> io::Result<()> {
+pub(super) fn reconcile(shared: &Shared, reports: &[(&Handle, WorkerReport)]) -> io::Result<()> {
     let links = shared.links();
     let sockets = sock_diag::tcp_sockets(Filter::All)?;
     let alive: HashSet<ConnectionId> = sockets
@@ -73,7 +68,7 @@ pub(super) fn reconcile(
     shared
         .restored
         .retain(&shared.journal, |id| alive.contains(&key(id)));
-    for (worker, report) in workers.iter().zip(reports) {
+    for (worker, report) in reports {
         let quiet = report
             .sessions
             .iter()

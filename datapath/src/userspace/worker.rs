@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -423,15 +422,7 @@ impl Worker {
             _ => (Direction::Outbound, queued.output),
         };
         let link = self.shared.link(&self.links, interface);
-        let route_mtu = remote_address(direction, buf.bytes()).and_then(|remote| {
-            // Inbound, a global address may come in by any device; the VRF decides.
-            let device = match (direction, remote) {
-                (Direction::Inbound, IpAddr::V6(v6)) if v6.is_unicast_link_local() => interface,
-                (Direction::Inbound, _) => link.domain,
-                (Direction::Outbound, _) => interface,
-            };
-            self.routes.mtu(remote, device)
-        });
+        let route_mtu = self.routes.towards_remote(direction, link, buf.bytes());
         Packet {
             direction,
             link,
@@ -587,16 +578,4 @@ struct Buffers {
     batch: Vec<Queued>,
     verdicts: Vec<Verdict>,
     encoded: VerdictBuffer,
-}
-
-/// The far end's address, from the IP header alone.
-fn remote_address(direction: Direction, packet: &[u8]) -> Option<IpAddr> {
-    match direction {
-        Direction::Outbound => raw::destination(packet).map(|(_, address)| address),
-        Direction::Inbound => match packet.first()? >> 4 {
-            4 => Some(IpAddr::from(*packet.get(12..)?.first_chunk::<4>()?)),
-            6 => Some(IpAddr::from(*packet.get(8..)?.first_chunk::<16>()?)),
-            _ => None,
-        },
-    }
 }

@@ -20,7 +20,7 @@ mod xt;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ao_sys::links::Links;
 use ao_sys::xtables::Family;
@@ -211,16 +211,20 @@ impl Part {
 /// A part in the kernel as we know it.
 struct Installed {
     part: Part,
+    ruleset: Arc<Ruleset>,
     looks: String,
 }
 
 impl Installed {
     /// Installs the rules again if they are not as they were; whether that was so.
-    fn restore(&mut self, ruleset: &Ruleset) -> Result<bool, Error> {
+    fn restore(&self) -> Result<bool, Error> {
         if self.part.observe()? == self.looks {
             return Ok(false);
         }
-        self.looks = self.part.install(ruleset)?;
+        // The same rules look the same: what differs is somebody else's.
+        if self.part.install(&self.ruleset)? != self.looks {
+            return Err(Error::Disturbed(self.part));
+        }
         tracing::warn!(part = %self.part, "rules were gone or changed; put back");
         Ok(true)
     }
@@ -228,7 +232,8 @@ impl Installed {
 
 #[derive(Default)]
 struct State {
-    ruleset: Option<Ruleset>,
+    /// The latest that a whole role has.
+    ruleset: Option<Arc<Ruleset>>,
     installed: Vec<Installed>,
     /// What was counted by rules that have been replaced since.
     replaced: BTreeMap<&'static str, u64>,
@@ -279,7 +284,7 @@ impl Firewall {
     /// # Errors
     /// When a tool is missing or refuses. The guard stays if it was installed.
     pub fn install(&self, ruleset: &Ruleset) -> Result<(), Error> {
-        let ruleset = ruleset.clone().with_vrfs(Links::read()?.vrfs());
+        let ruleset = Arc::new(ruleset.clone().with_vrfs(Links::read()?.vrfs()));
         let mut state = self.state();
         state.put(Role::Guard, self.guard(), &ruleset)?;
         // Queue rules in both firewalls would sign twice: the stale ones go first.
@@ -317,7 +322,7 @@ impl Firewall {
     /// # Errors
     /// When a tool is missing or refuses.
     pub fn install_guard(&self, ruleset: &Ruleset) -> Result<(), Error> {
-        let ruleset = ruleset.clone().with_vrfs(Links::read()?.vrfs());
+        let ruleset = Arc::new(ruleset.clone().with_vrfs(Links::read()?.vrfs()));
         self.state().put(Role::Guard, self.guard(), &ruleset)
     }
 
@@ -378,14 +383,11 @@ impl Firewall {
     /// When a tool is missing or refuses.
     pub fn restore(&self) -> Result<Vec<Part>, Error> {
         let mut state = self.state();
-        let Some(ruleset) = state.ruleset.clone() else {
-            return Ok(Vec::new());
-        };
         let mut restored = Vec::new();
         let mut outcome = Ok(());
-        for installed in &mut state.installed {
+        for installed in &state.installed {
             // What cannot be put back in one place is no reason to leave the others open.
-            match installed.restore(&ruleset) {
+            match installed.restore() {
                 Ok(true) => restored.push(installed.part),
                 Ok(false) => {}
                 Err(error) => outcome = Err(error),
@@ -404,7 +406,7 @@ impl Firewall {
         let Some(old) = state.ruleset.clone() else {
             return Ok(());
         };
-        let new = old.clone().with_vrfs(links.vrfs());
+        let new = Arc::new(Ruleset::clone(&old).with_vrfs(links.vrfs()));
         if new == old {
             return Ok(());
         }
@@ -434,16 +436,28 @@ impl Firewall {
 }
 
 impl State {
-    fn put(&mut self, role: Role, mechanism: Mechanism, ruleset: &Ruleset) -> Result<(), Error> {
+    /// Installs one role's rules. A part that fails stays known with its earlier rules, which
+    /// [`Installed::restore`] then keeps in place.
+    fn put(
+        &mut self,
+        role: Role,
+        mechanism: Mechanism,
+        ruleset: &Arc<Ruleset>,
+    ) -> Result<(), Error> {
         for part in Part::all(role, mechanism) {
-            add(&mut self.replaced, part.drops()?);
-            self.installed.retain(|known| known.part != part);
+            let drops = part.drops()?;
             let looks = part.install(ruleset)?;
+            add(&mut self.replaced, drops);
+            self.installed.retain(|known| known.part != part);
             if part.concerns(ruleset) {
-                self.installed.push(Installed { part, looks });
+                self.installed.push(Installed {
+                    part,
+                    ruleset: Arc::clone(ruleset),
+                    looks,
+                });
             }
         }
-        self.ruleset = Some(ruleset.clone());
+        self.ruleset = Some(Arc::clone(ruleset));
         Ok(())
     }
 

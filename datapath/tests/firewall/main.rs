@@ -11,6 +11,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
@@ -187,6 +188,27 @@ fn changes_of_others_are_no_reason_to_write() {
 }
 
 #[test]
+fn a_failed_installation_leaves_the_earlier_rules_watched() {
+    in_namespace(|| {
+        let firewall = Firewall::probe().unwrap();
+        firewall.install(&ruleset(&peers())).unwrap();
+        let whole = all_rules();
+        let mut backwards = spec("refused by both firewalls", "10.0.0.9");
+        backwards.ports = RangeInclusive::new(300, 200);
+        let mut backwards6 = spec("refused by both firewalls", "2001:db8::9");
+        backwards6.ports = backwards.ports.clone();
+        let refused = ruleset(&[backwards, backwards6]);
+        firewall.install(&refused).unwrap_err();
+        firewall.install_guard(&refused).unwrap_err();
+        assert_eq!(all_rules(), whole);
+        run(&format!("nft flush ruleset; {}", in_tables("-F")));
+        assert_eq!(firewall.restore().unwrap().len(), 3);
+        assert_eq!(all_rules(), whole);
+        assert_eq!(firewall.restore().unwrap(), []);
+    });
+}
+
+#[test]
 fn removal_is_not_undone() {
     in_namespace(|| {
         let firewall = Arc::new(Firewall::probe().unwrap());
@@ -322,6 +344,8 @@ fn a_thousand_peers_are_installed_quickly() {
             println!("1000 peers, {round}: {took:?}");
             assert!(took < Duration::from_secs(10), "{took:?}");
         }
+        run(&format!("nft flush ruleset; {}", in_tables("-F")));
+        assert_eq!(firewall.restore().unwrap().len(), 3);
         let start = Instant::now();
         assert_eq!(firewall.restore().unwrap(), []);
         println!("comparison: {:?}", start.elapsed());

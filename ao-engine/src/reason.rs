@@ -65,8 +65,6 @@ reasons! {
     NoKey = "no-key",
     /// The options leave no room for TCP-AO in the 40 octets of a header.
     NoOptionSpace = "no-option-space",
-    /// The segment would exceed the path MTU and may not be fragmented.
-    TooBig = "too-big",
     /// The connection table is full and nothing in it may be evicted.
     TableFull = "table-full",
     /// The ISNs could not be recorded, so a restart would lose the connection.

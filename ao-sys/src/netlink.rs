@@ -7,6 +7,10 @@ use netlink_sys::{Socket, SocketAddr};
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
+/// Flag of a message of a dump that is not consistent with the messages before it.
+const NLM_F_DUMP_INTR: u16 = 0x10;
+/// Times a dump is asked for.
+const ATTEMPTS: usize = 5;
 /// Octets of a netlink message header.
 const HEADER: usize = 16;
 /// Larger than any datagram of a dump, which the kernel limits to 32 KiB.
@@ -45,23 +49,58 @@ pub(crate) fn payload(message: &[u8]) -> &[u8] {
 }
 
 /// Sends a request and hands every message of the answer to `each`, up to the end of the dump or
-/// the acknowledgement.
+/// the acknowledgement. A dump during which something changed is asked for again, and its messages
+/// handed over again.
 pub(crate) fn exchange(
     socket: &Socket,
     request: &[u8],
     mut each: impl FnMut(&[u8]),
 ) -> io::Result<()> {
+    for _ in 0..ATTEMPTS {
+        if exchange_once(socket, request, &mut each)? {
+            return Ok(());
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::Interrupted,
+        "the list changes faster than it can be read",
+    ))
+}
+
+/// Whether the answer is consistent.
+fn exchange_once(
+    socket: &Socket,
+    request: &[u8],
+    each: &mut impl FnMut(&[u8]),
+) -> io::Result<bool> {
     socket.send(request, 0)?;
+    let mut consistent = true;
     loop {
         let datagram = receive(socket)?;
         for (kind, message) in messages(&datagram) {
+            consistent &= flags(message) & NLM_F_DUMP_INTR == 0;
             match kind {
-                NLMSG_DONE => return Ok(()),
-                NLMSG_ERROR => return outcome(payload(message)),
+                NLMSG_DONE => return done(payload(message)).map(|()| consistent),
+                NLMSG_ERROR => return outcome(payload(message)).map(|()| consistent),
                 _ => each(message),
             }
         }
     }
+}
+
+/// The end of a dump, which carries an error if it was cut short.
+fn done(payload: &[u8]) -> io::Result<()> {
+    match payload.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
+        Some(code) if code < 0 => Err(io::Error::from_raw_os_error(code.saturating_neg())),
+        _ => Ok(()),
+    }
+}
+
+fn flags(message: &[u8]) -> u16 {
+    message
+        .get(6..8)
+        .and_then(|field| field.first_chunk())
+        .map_or(0, |f| u16::from_ne_bytes(*f))
 }
 
 fn outcome(payload: &[u8]) -> io::Result<()> {

@@ -135,6 +135,9 @@ impl<K> Connection<K> {
         connection.acked = HighWater::from_value(record.sent.wrapping_sub(LARGEST_WINDOW));
         connection.choose_keys(keys, record.current_key, record.rnext_key);
         connection.saved = (record.sent, record.received);
+        // The record does not tell which segment moved current_key last. It may be the newest of a
+        // quiet connection, whose replay must not move it back.
+        connection.switched_at = Some((record.received, record.sent));
         connection
     }
 

@@ -92,12 +92,13 @@ impl<P: MacProvider> Engine<P> {
         if ao.len != mkt.algorithm.option_len() {
             return Err(refusal(DropReason::MacLength));
         }
-        let subject = self
-            .first_subject(now, &id, &segment, mkt_index, mkt)
-            .map_err(refusal)?;
+        // Before anything that costs a key derivation or a token of the recovery budget.
         if !checksum_ok(bytes, &segment) {
             return Err(refusal(DropReason::Checksum));
         }
+        let subject = self
+            .first_subject(now, &id, &segment, mkt_index, mkt)
+            .map_err(refusal)?;
         let sne = self.sne_for(&subject, &segment);
         let header = header_of(bytes, &segment, &ao, sne, mkt);
         Ok(VerifyPlan {

@@ -169,7 +169,14 @@ impl<P: MacProvider> Engine<P> {
     ) -> Result<Handle, DropReason> {
         let begun =
             |entry: &Connection<P::Key>| entry.local_isn == Some(isn) && entry.remote_isn.is_none();
-        if let Some(handle) = self.table.find_opening(id, begun) {
+        let answered = |handle: &Handle| {
+            self.table
+                .get(*handle)
+                .is_some_and(|entry| entry.local_isn == Some(isn))
+        };
+        // A SYN sent again may come after its answer was accepted: its entry is the live one then.
+        let live = self.table.live(id).filter(answered);
+        if let Some(handle) = self.table.find_opening(id, begun).or(live) {
             return Ok(handle);
         }
         let mut entry = Connection::new(*id, self.table.number(), peer, now);

@@ -87,7 +87,7 @@ pub fn parse_icmp_error(packet: &[u8]) -> Result<IcmpError, ParseError> {
     let version = match (outer.src, outer.protocol, kind) {
         (IpAddr::V4(_), ip::ICMP, 3 | 11 | 12) => 4,
         (IpAddr::V6(_), ip::ICMPV6, 1..=4) => 6,
-        _ => return Err(ParseError::Protocol),
+        _ => return Err(ParseError::NoIcmpError),
     };
     let mtu = match version {
         4 => u16_at(&header, 6).map(u32::from),

@@ -34,6 +34,9 @@ pub enum ParseError {
     /// It carries another protocol.
     #[error("the packet carries another protocol")]
     Protocol,
+    /// It is no ICMP error.
+    #[error("the packet is no ICMP error")]
+    NoIcmpError,
     /// It is a fragment, or an atomic one.
     #[error("the packet is a fragment")]
     Fragment,
@@ -50,9 +53,12 @@ impl ParseError {
         match self {
             Self::Fragment => DropReason::Fragment,
             Self::ExtensionHeader => DropReason::ExtensionHeader,
-            Self::Truncated | Self::Version | Self::Length | Self::Headers | Self::Protocol => {
-                DropReason::Malformed
-            }
+            Self::Truncated
+            | Self::Version
+            | Self::Length
+            | Self::Headers
+            | Self::Protocol
+            | Self::NoIcmpError => DropReason::Malformed,
         }
     }
 }
@@ -162,9 +168,14 @@ fn walk_extension_headers(
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
     const DESTINATION: u8 = 60;
+    const ESP: u8 = 50;
+    const AUTHENTICATION: u8 = 51;
 
     let (mut next, mut at) = (first, IPV6_HEADER);
     loop {
+        if matches!(next, ESP | AUTHENTICATION) {
+            return Err(ParseError::Headers);
+        }
         if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION) {
             return Ok((next, at));
         }

@@ -460,3 +460,18 @@ fn a_replayed_syn_in_time_wait_leads_nowhere() {
     session.host.wait(130_001);
     assert_eq!(session.host.engine.sessions().count(), 0);
 }
+
+#[test]
+fn a_syn_sent_again_after_its_answer_leaves_the_connection_as_it_is() {
+    let mut session = Session::active(one_key());
+    session.send(&session.local_syn()).passed();
+    session.receive(&session.far_syn_ack()).passed();
+    let good = session.view(|view| view.counters.good);
+    session.send(&session.local_syn()).passed();
+    session.receive(&session.far_syn_ack()).passed();
+    assert_eq!(
+        session.view(|view| view.counters.good),
+        good.map(|good| good + 1)
+    );
+    session.assert_alive();
+}

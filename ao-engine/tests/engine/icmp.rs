@@ -353,3 +353,31 @@ fn errors_about_unknown_connections_are_left_to_others_and_unprotected_ones_pass
     udp[9] = 17;
     assert_eq!(judge(&udp), Some(Verdict::Accept));
 }
+
+#[test]
+fn what_is_no_icmp_error_does_not_pass_for_one() {
+    let (mut session, segment, src) = in_flight(V4);
+    assert!(
+        session.host.icmp(&segment).is_none(),
+        "a TCP segment in the wrong queue"
+    );
+    let (mut session, segment, src6) = in_flight(V6);
+    assert!(src6.is_ipv6() && src.is_ipv4());
+    // The quoted segment behind an authentication header, which the kernel would skip.
+    let mut hidden = segment.clone();
+    hidden[6] = 51;
+    let header = [
+        6, 4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    hidden.splice(40..40, header);
+    let length = u16::try_from(hidden.len() - 40).unwrap();
+    hidden[4..6].copy_from_slice(&length.to_be_bytes());
+    let error = Icmp {
+        src: src6,
+        kind: 2,
+        code: 0,
+        word: 1300,
+        about: &hidden,
+    };
+    assert!(session.host.icmp(&error.bytes()).is_none());
+}

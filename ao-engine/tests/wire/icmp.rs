@@ -81,14 +81,14 @@ fn what_is_not_an_error_about_tcp() {
     ] {
         assert_eq!(
             refusal(&error(&spec, kind, 0, 0, &spec.build())),
-            ParseError::Protocol
+            ParseError::NoIcmpError
         );
     }
-    assert_eq!(refusal(&v4().build()), ParseError::Protocol);
-    assert_eq!(refusal(&v6().build()), ParseError::Protocol);
+    assert_eq!(refusal(&v4().build()), ParseError::NoIcmpError);
+    assert_eq!(refusal(&v6().build()), ParseError::NoIcmpError);
     // ICMP over IPv6 and ICMPv6 over IPv4.
-    assert_eq!(refusal(&v6().ip(1, &[3; 60])), ParseError::Protocol);
-    assert_eq!(refusal(&v4().ip(58, &[1; 60])), ParseError::Protocol);
+    assert_eq!(refusal(&v6().ip(1, &[3; 60])), ParseError::NoIcmpError);
+    assert_eq!(refusal(&v4().ip(58, &[1; 60])), ParseError::NoIcmpError);
     assert_eq!(
         refusal(&error(&v4(), 3, 4, 0, &v6().build())),
         ParseError::Version

@@ -7,14 +7,16 @@
 mod abort;
 mod icmp;
 mod journal;
+mod lock;
 mod log;
 mod policy;
+mod protected;
 mod restored;
 mod routes;
 mod sessions;
 mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -25,9 +27,13 @@ use ao_sys::capabilities::{have_net_admin, have_net_raw};
 use ao_sys::links::Links;
 use ao_sys::nfqueue::{BindError, Queue};
 use ao_sys::probe::kernel_has_tcp_ao;
+use ao_sys::sock_diag::TcpSocket;
 
+use self::abort::AbortOnPanic;
 use self::icmp::IcmpWorker;
 use self::journal::{Journal, JournalError};
+use self::lock::NamespaceLock;
+use self::protected::Protected;
 use self::restored::Restored;
 use self::worker::{Command, Handle, Shared, Worker, WorkerReport};
 use crate::firewall::{self, Firewall, Queues, Ruleset, Watcher};
@@ -60,6 +66,12 @@ pub enum StartError {
     /// The connection journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Another sidecar has its rules in this network namespace.
+    #[error(
+        "another ao-sidecar is at work in this network namespace; one serves all peers: stop it, \
+         or add the peers to its configuration"
+    )]
+    AnotherSidecar,
     /// Sessions to configured peers are alive and unprotected.
     #[error(
         "unprotected session{} alive: {}; run with --replace-sessions to close {} and let the \
@@ -92,6 +104,7 @@ pub struct Userspace {
     // Dropped first when the backend goes: it must not put rules back that are being removed.
     watcher: Option<Watcher>,
     housekeeper: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
+    _lock: NamespaceLock,
 }
 
 impl Userspace {
@@ -109,15 +122,24 @@ impl Userspace {
         let policy = Arc::new(policy::resolve(&settings.peers, &links)?);
         let firewall = Arc::new(Firewall::probe()?);
         let ruleset = ruleset(&settings)?;
-        let (journal, records) = Journal::open(&settings.state_dir, settings.max_connections)?;
-        let restored = Restored::new(records);
+        // Each worker's table may be full.
+        let slots = settings
+            .max_connections
+            .saturating_mul(u32::from(settings.workers));
+        let (journal, records) = Journal::open(&settings.state_dir, slots)?;
+        let restored = Restored::new(records, &journal, &policy);
         let strangers = || {
             sessions::unknown(&policy, &links, &restored)
                 .map_err(|e| StartError::Io("socket diagnosis", e))
         };
-        let was_guarded = firewall.has_guard()?;
-        let unprotected = strangers()?;
-        if !unprotected.is_empty() && !was_guarded && !settings.replace_sessions {
+        let covered = match firewall.has_guard()? {
+            true => Protected::load(&settings.state_dir),
+            false => Protected::default(),
+        };
+        let was_guarded = |socket: &TcpSocket| covered.covers(socket.local, socket.remote);
+        let mut unprotected = strangers()?;
+        unprotected.retain(|socket| !was_guarded(socket));
+        if !unprotected.is_empty() && !settings.replace_sessions {
             let names = unprotected.iter().map(sessions::name).collect();
             return Err(StartError::UnprotectedSessions(names));
         }
@@ -134,7 +156,10 @@ impl Userspace {
             Strip::Never => false,
             Strip::Auto => kernel_has_tcp_ao().map_err(|e| StartError::Io("TCP socket", e))?,
         };
+        // Last before anything changes, so that the more telling errors come first.
+        let lock = NamespaceLock::acquire()?;
         firewall.install(&ruleset)?;
+        note_protected(&settings);
         // Looked at again: what came up since the first look was not signed, either, as no worker
         // runs yet.
         let unprotected = strangers()?;
@@ -158,7 +183,7 @@ impl Userspace {
             .map_err(|e| StartError::Io("ICMP thread", e))?;
         let watcher = watch(&settings, &shared, &firewall, &workers)?;
         for session in &unprotected {
-            sessions::close(session, was_guarded);
+            sessions::close(session, was_guarded(session));
         }
         let housekeeper = housekeep(Arc::clone(&shared), workers.clone())
             .map_err(|e| StartError::Io("housekeeping thread", e))?;
@@ -170,6 +195,7 @@ impl Userspace {
             icmp,
             watcher: Some(watcher),
             housekeeper: Some(housekeeper),
+            _lock: lock,
         })
     }
 
@@ -250,18 +276,29 @@ pub fn install_guard(settings: &Settings) -> Result<(), StartError> {
     if !have_net_admin() || !have_net_raw() {
         return Err(StartError::Permission);
     }
-    Ok(Firewall::probe()?.install_guard(&ruleset(settings)?)?)
+    let _lock = NamespaceLock::acquire()?;
+    Firewall::probe()?.install_guard(&ruleset(settings)?)?;
+    note_protected(settings);
+    Ok(())
 }
 
 /// Removes guard and rules: configured peers are unprotected from then on.
 ///
 /// # Errors
 /// See [`StartError`].
-pub fn remove_guard(_settings: &Settings) -> Result<(), StartError> {
+pub fn remove_guard() -> Result<(), StartError> {
     if !have_net_admin() || !have_net_raw() {
         return Err(StartError::Permission);
     }
+    let _lock = NamespaceLock::acquire()?;
     Ok(Firewall::probe()?.remove()?)
+}
+
+/// Without the note a later start may refuse where it could close a session: no reason to stop.
+fn note_protected(settings: &Settings) {
+    if let Err(error) = Protected::save(&settings.state_dir, &settings.peers) {
+        tracing::warn!(%error, "cannot note which peers are covered");
+    }
 }
 
 fn queues(settings: &Settings) -> Queues {
@@ -317,9 +354,11 @@ fn housekeep(
 ) -> io::Result<(mpsc::Sender<()>, JoinHandle<()>)> {
     let (stop, stopped) = mpsc::channel::<()>();
     let run = move || {
+        let _abort = AbortOnPanic;
+        let mut missing = HashSet::new();
         while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(RECONCILE_EVERY) {
             let reports = worker_reports(&workers);
-            if let Err(error) = sessions::reconcile(&shared, &reports) {
+            if let Err(error) = sessions::reconcile(&shared, &reports, &mut missing) {
                 tracing::warn!(%error, "cannot compare connections with sockets");
             }
         }

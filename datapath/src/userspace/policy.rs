@@ -7,13 +7,15 @@ use ao_sys::links::Links;
 
 use crate::settings::PeerSpec;
 
-/// The index of a device that does not exist: its peer matches nothing until it does.
-const NO_DEVICE: u32 = u32::MAX;
-
 /// Builds the policy for the devices there are.
 pub(super) fn resolve(peers: &[PeerSpec], links: &Links) -> Result<Policy, PolicyError> {
-    let index = |name: &String| links.index_of(name).unwrap_or(NO_DEVICE);
-    let peer = |spec: &PeerSpec| Peer {
+    let mut absent = Vec::new();
+    let mut index = |name: &String| {
+        links
+            .index_of(name)
+            .unwrap_or_else(|| index_of_absent(&mut absent, name))
+    };
+    let mut peer = |spec: &PeerSpec| Peer {
         name: spec.name.clone(),
         selector: Selector {
             remote: spec.remote,
@@ -23,13 +25,24 @@ pub(super) fn resolve(peers: &[PeerSpec], links: &Links) -> Result<Policy, Polic
                 .interface
                 .as_ref()
                 .filter(|_| is_link_local(spec))
-                .map(index),
-            domain: spec.vrf.as_ref().map(index),
+                .map(&mut index),
+            domain: spec.vrf.as_ref().map(&mut index),
         },
         keys: spec.keys.clone(),
         ttl_min: spec.ttl_min,
     };
-    Policy::new(peers.iter().map(peer).collect())
+    Policy::new(peers.iter().map(&mut peer).collect())
+}
+
+/// A device that does not exist has an index that no device has: its peer matches nothing until it
+/// does. Each name has its own, since peers on different devices may share an address.
+fn index_of_absent(absent: &mut Vec<String>, name: &str) -> u32 {
+    let known = absent.iter().position(|other| other == name);
+    let place = known.unwrap_or_else(|| {
+        absent.push(name.to_owned());
+        absent.len() - 1
+    });
+    u32::MAX.saturating_sub(u32::try_from(place).unwrap_or(u32::MAX))
 }
 
 fn is_link_local(spec: &PeerSpec) -> bool {

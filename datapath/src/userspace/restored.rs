@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ao_engine::policy::ConnectionId;
+use ao_engine::policy::{ConnectionId, Policy};
 use ao_engine::record::Record;
 use ao_sys::links::Links;
 
@@ -25,9 +25,14 @@ pub(super) struct Restored {
 }
 
 impl Restored {
-    pub(super) fn new(found: Vec<(Slot, Record)>) -> Self {
+    /// Takes in what was found, except what no configured peer covers any more.
+    pub(super) fn new(found: Vec<(Slot, Record)>, journal: &Journal, policy: &Policy) -> Self {
         let mut records: HashMap<ConnectionId, Vec<(Slot, Record)>> = HashMap::new();
         for (slot, record) in found {
+            if policy.find(&record.connection).is_none() {
+                forget(journal, slot);
+                continue;
+            }
             records
                 .entry(record.connection)
                 .or_default()
@@ -61,11 +66,14 @@ impl Restored {
         let mut records = self.lock();
         let gone: Vec<ConnectionId> = records.keys().filter(|id| !alive(id)).copied().collect();
         for (slot, _) in gone.iter().filter_map(|id| records.remove(id)).flatten() {
-            if let Err(error) = journal.forget(slot) {
-                tracing::warn!(%error, "cannot delete the record of a closed connection");
-            }
+            forget(journal, slot);
         }
         self.any.store(!records.is_empty(), Ordering::Relaxed);
+    }
+
+    /// The connections that wait.
+    pub(super) fn connections(&self) -> Vec<ConnectionId> {
+        self.lock().keys().copied().collect()
     }
 
     /// The proven ones, as sessions.
@@ -102,6 +110,12 @@ impl Restored {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ConnectionId, Vec<(Slot, Record)>>> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn forget(journal: &Journal, slot: Slot) {
+    if let Err(error) = journal.forget(slot) {
+        tracing::warn!(%error, "cannot delete the record of a connection");
     }
 }
 

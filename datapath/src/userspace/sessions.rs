@@ -57,23 +57,37 @@ pub(super) fn close(socket: &TcpSocket, was_guarded: bool) {
     }
 }
 
-/// Forgets what has no socket any more.
-pub(super) fn reconcile(shared: &Shared, reports: &[(&Handle, WorkerReport)]) -> io::Result<()> {
+/// Forgets what had no socket last time, and has none now: one dump may miss a socket when others
+/// of its hash bucket close meanwhile. `missing` is what had none last time.
+pub(super) fn reconcile(
+    shared: &Shared,
+    reports: &[(&Handle, WorkerReport)],
+    missing: &mut HashSet<ConnectionId>,
+) -> io::Result<()> {
     let links = shared.links();
     let sockets = sock_diag::tcp_sockets(Filter::All)?;
     let alive: HashSet<ConnectionId> = sockets
         .iter()
         .map(|socket| key(&connection_of(socket, &links)))
         .collect();
+    let views = || reports.iter().flat_map(|(_, report)| &report.sessions);
+    let quiet = views().filter(|view| view.silent_for > RECENT);
+    let known = quiet
+        .map(|view| view.connection)
+        .chain(shared.restored.connections());
+    let gone: HashSet<ConnectionId> = known.filter(|id| !alive.contains(&key(id))).collect();
+    let doomed: HashSet<ConnectionId> = gone.intersection(missing).copied().collect();
+    *missing = gone;
+
     shared
         .restored
-        .retain(&shared.journal, |id| alive.contains(&key(id)));
+        .retain(&shared.journal, |id| !doomed.contains(id));
     for (worker, report) in reports {
-        let quiet = report
+        for view in report
             .sessions
             .iter()
-            .filter(|view| view.silent_for > RECENT);
-        for view in quiet.filter(|view| !alive.contains(&key(&view.connection))) {
+            .filter(|view| doomed.contains(&view.connection))
+        {
             tracing::info!(
                 peer = %view.peer,
                 remote = %remote_end(&view.connection),

@@ -56,6 +56,8 @@ pub struct Link {
     pub interface: u32,
     /// MTU of the device, if known.
     pub mtu: Option<u32>,
+    /// Packet mark, which may choose the route: what is sent in a packet's stead has the same.
+    pub mark: u32,
 }
 
 /// A packet under way.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use ao_sidecar::config::Config;
 use ao_sidecar::daemon::{self, DaemonError, Options};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 
 /// Protect the TCP sessions of an unmodified BGP daemon with TCP-AO (RFC 5925).
 #[derive(Parser)]
@@ -49,21 +49,26 @@ enum Command {
         config: PathBuf,
     },
     /// Block unsigned segments of configured peers without a running daemon
-    Guard {
-        /// What to do with the guard's firewall rules
-        action: GuardAction,
+    #[command(subcommand)]
+    Guard(GuardAction),
+}
+
+#[derive(Subcommand)]
+enum GuardAction {
+    /// Put the guard's firewall rules in place, before the network comes up
+    Install {
         /// The configuration
         #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
         config: PathBuf,
     },
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum GuardAction {
-    /// Put them in place, before the network comes up
-    Install,
     /// Take them away, and those a stopped daemon left: peers are unprotected from then on
-    Remove,
+    ///
+    /// Needs no configuration: it works when the configuration is what is broken.
+    Remove {
+        /// Accepted for symmetry with install, and not read
+        #[arg(long, value_name = "FILE", hide = true)]
+        config: Option<PathBuf>,
+    },
 }
 
 const DEFAULT_CONFIG: &str = "/etc/ao-sidecar/config.toml";
@@ -84,7 +89,10 @@ fn main() -> ExitCode {
             replace_sessions,
         }),
         Command::Check { config } => check(&config),
-        Command::Guard { action, config } => guard(action, &config),
+        Command::Guard(GuardAction::Install { config }) => Config::load(&config)
+            .map_err(DaemonError::from)
+            .and_then(|c| daemon::install_guard(&c)),
+        Command::Guard(GuardAction::Remove { .. }) => daemon::remove_guard(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -109,12 +117,4 @@ fn check(file: &Path) -> Result<(), DaemonError> {
     // The exit code says it, too.
     let _ = writeln!(io::stdout(), "{}: correct, {peers} {noun}", file.display());
     Ok(())
-}
-
-fn guard(action: GuardAction, file: &Path) -> Result<(), DaemonError> {
-    let config = Config::load(file)?;
-    match action {
-        GuardAction::Install => daemon::install_guard(&config),
-        GuardAction::Remove => daemon::remove_guard(&config),
-    }
 }

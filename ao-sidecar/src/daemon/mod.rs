@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 use datapath::settings::{OnExit, Settings};
 use datapath::userspace::{self, StartError, StopError, Userspace};
 use grpc_api::{ApiSocket, PeerFacts, Snapshot, SocketError, Source};
+use nix::sys::prctl::set_dumpable;
+use nix::sys::resource::{Resource, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinError, spawn_blocking};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use self::notify::Notifier;
 use self::state_dir::{StateDir, StateDirError};
@@ -103,10 +105,10 @@ pub fn install_guard(config: &Config) -> Result<(), DaemonError> {
 /// Removes the guard and the rules that a stopped daemon left: peers are unprotected from then on.
 ///
 /// # Errors
-/// When the configuration is wrong, a privilege is missing, or the firewall refuses.
-pub fn remove_guard(config: &Config) -> Result<(), DaemonError> {
+/// When a privilege is missing, the daemon runs, or the firewall refuses.
+pub fn remove_guard() -> Result<(), DaemonError> {
     check_privileges()?;
-    Ok(userspace::remove_guard(&config.settings(false))?)
+    Ok(userspace::remove_guard()?)
 }
 
 fn check_privileges() -> Result<(), DaemonError> {
@@ -120,6 +122,7 @@ fn check_privileges() -> Result<(), DaemonError> {
 
 fn start(config: &Config, replace_sessions: bool) -> Result<(), DaemonError> {
     check_privileges()?;
+    keep_keys_out_of_core_dumps();
     if config.datapath == Datapath::Auto {
         info!("datapath = \"auto\": using userspace, the only backend of this release");
     }
@@ -131,6 +134,14 @@ fn start(config: &Config, replace_sessions: bool) -> Result<(), DaemonError> {
         .max_blocking_threads(BLOCKING_THREADS)
         .build()?;
     runtime.block_on(supervise(config, socket, config.settings(replace_sessions)))
+}
+
+/// A core dump or a debugger of another process would show the master keys.
+fn keep_keys_out_of_core_dumps() {
+    let limited = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    if let Err(error) = limited.and_then(|()| set_dumpable(false)) {
+        warn!(%error, "core dumps cannot be turned off: one would hold the keys");
+    }
 }
 
 async fn supervise(

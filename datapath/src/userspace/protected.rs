@@ -1,10 +1,11 @@
 //! Which peers the rules covered when they were last installed: a session of such a peer cannot
 //! be unprotected, one of a peer added since can.
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use ao_engine::policy::Prefix;
@@ -37,7 +38,13 @@ impl Protected {
         let text: String = peers.iter().map(line).collect();
         fs::create_dir_all(state_dir)?;
         let fresh = state_dir.join("protected-peers.new");
-        fs::write(&fresh, text)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&fresh)?;
+        file.write_all(text.as_bytes())?;
         fs::rename(fresh, state_dir.join(NAME))
     }
 

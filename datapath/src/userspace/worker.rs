@@ -38,6 +38,8 @@ const TICK: u16 = 1000;
 const LOCAL_IN: u8 = 1;
 /// First segments of unknown connections verified per second and worker.
 const UNKNOWN_PER_SECOND: u32 = 200;
+/// Raw sockets kept open.
+const MOST_SENDERS: usize = 64;
 /// Batches taken in a row before commands are looked at.
 const BATCHES_IN_A_ROW: usize = 16;
 
@@ -89,6 +91,7 @@ impl Shared {
                 .get(interface)
                 .map(|link| link.mtu)
                 .filter(|&mtu| mtu > 0),
+            mark: 0,
         }
     }
 
@@ -231,7 +234,8 @@ pub(super) struct Worker {
     links: Arc<Links>,
     slots: HashMap<EntryId, Slot>,
     routes: Routes,
-    senders: HashMap<(Family, u32), raw::Sender>,
+    /// By IP version, device and mark.
+    senders: HashMap<(Family, u32, u32), raw::Sender>,
     counts: QueueReport,
     log: RefusalLog,
     adopted: u64,
@@ -346,7 +350,7 @@ impl Worker {
         let length = packet.len();
         let verdict = PacketBuf::new(&mut packet, 0, length)
             .and_then(|mut buf| self.engine.process_icmp(self.shared.now(), link, &mut buf));
-        if verdict.is_some() {
+        if verdict == Some(Verdict::Modified) {
             self.routes.forget();
         }
         // Whoever asked may have lost patience.
@@ -394,7 +398,7 @@ impl Worker {
         self.carry_out(&packets, batch, verdicts, encoded);
         let outbox = self.engine.take_outbox();
         for outgoing in &outbox {
-            self.transmit(outgoing.link.interface, &outgoing.bytes);
+            self.transmit(outgoing.link, &outgoing.bytes);
         }
     }
 
@@ -412,7 +416,8 @@ impl Worker {
                 packets.push(self.packet(queued, buf));
             }
         }
-        debug_assert_eq!(packets.len(), batch.len(), "a packet for each message");
+        // Verdicts follow packets by their place: one too few would let the wrong packet pass.
+        assert_eq!(packets.len(), batch.len(), "a packet for each message");
         packets
     }
 
@@ -421,7 +426,10 @@ impl Worker {
             LOCAL_IN => (Direction::Inbound, queued.input),
             _ => (Direction::Outbound, queued.output),
         };
-        let link = self.shared.link(&self.links, interface);
+        let link = Link {
+            mark: queued.mark,
+            ..self.shared.link(&self.links, interface)
+        };
         let route_mtu = self.routes.towards_remote(direction, link, buf.bytes());
         Packet {
             direction,
@@ -514,27 +522,31 @@ impl Worker {
         }
         for (packet, verdict) in packets.iter().zip(verdicts) {
             if *verdict == Verdict::Transmit {
-                self.transmit(packet.link.interface, packet.buf.bytes());
+                self.transmit(packet.link, packet.buf.bytes());
             }
         }
     }
 
     /// Sends a packet past the route's MTU. What fails is lost, as any packet may be.
-    fn transmit(&mut self, interface: u32, packet: &[u8]) {
+    fn transmit(&mut self, link: Link, packet: &[u8]) {
         let Some((family, _)) = raw::destination(packet) else {
             return;
         };
-        let sent = match self.senders.entry((family, interface)) {
+        if self.senders.len() >= MOST_SENDERS {
+            self.senders.clear();
+        }
+        let key = (family, link.interface, link.mark);
+        let sent = match self.senders.entry(key) {
             std::collections::hash_map::Entry::Occupied(sender) => sender.into_mut().send(packet),
             std::collections::hash_map::Entry::Vacant(vacant) => {
-                raw::Sender::open(family, interface, self.shared.mark_bit)
+                raw::Sender::open(family, link.interface, link.mark | self.shared.mark_bit)
                     .and_then(|sender| vacant.insert(sender).send(packet))
             }
         };
         if let Err(error) = sent {
             tracing::debug!(%error, octets = packet.len(), "segment not sent");
             self.routes.forget();
-            self.senders.remove(&(family, interface));
+            self.senders.remove(&key);
         }
     }
 

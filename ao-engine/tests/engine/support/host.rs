@@ -85,6 +85,7 @@ impl Host {
         let mut engine = Engine::new(RustCrypto, limits, 0);
         engine.set_policy(policy.clone());
         let link = Link {
+            mark: 0,
             domain: 0,
             interface: 2,
             mtu: Some(1500),

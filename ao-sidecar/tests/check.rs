@@ -43,7 +43,7 @@ fn the_example_is_correct() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    assert_eq!(said, format!("{}: correct, 3 peers\n", config.display()));
+    assert_eq!(said, format!("{}: correct, 1 peer\n", config.display()));
 }
 
 /// Every TOML block of the manual, put together, is a correct configuration.

@@ -32,6 +32,11 @@ pub use watcher::Watcher;
 /// why they were refused; the rest is dropped and counted in the firewall.
 const UNSIGNED_PER_SECOND: u32 = 200;
 
+/// Next headers of IPv6 fragments that are not of a segment, however they continue: UDP, GRE, ESP,
+/// ICMPv6, OSPF. Linux takes the one of the first fragment (RFC 8200 §4.5), which is enough: the
+/// others alone make no packet.
+const NEVER_TCP: &str = "17,47,50,58,89";
+
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// Names under which the firewall counts what it drops.

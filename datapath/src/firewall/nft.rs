@@ -8,7 +8,7 @@ use ao_sys::xtables::Family;
 
 use super::ruleset::{Peer, Queues, Ruleset, port_range};
 use super::tool::Tool;
-use super::{Error, FAMILIES, Role, UNSIGNED_PER_SECOND, drop_name};
+use super::{Error, FAMILIES, NEVER_TCP, Role, UNSIGNED_PER_SECOND, drop_name};
 
 const NFT: Tool = Tool {
     name: "nft",
@@ -18,6 +18,14 @@ const NFT: Tool = Tool {
 /// Drops an ICMPv6 error that is a fragment: what it quotes may be in a later one, which no rule
 /// sees, and no real one is that long (RFC 4443 §2.4 c).
 const FRAGMENTED_ERROR: &str = "exthdr frag exists counter name fragment drop";
+
+/// IPv4 fragments that may be of a segment: each carries the protocol.
+const IPV4_FRAGMENT: &str = "ip protocol tcp ip frag-off & 0x3fff != 0";
+
+/// IPv6 fragments that may be of a segment; TCP may follow extension headers.
+fn ipv6_fragment() -> String {
+    format!("meta nfproto ipv6 frag nexthdr != {{ {NEVER_TCP} }}")
+}
 
 /// Name of the table.
 pub(super) fn table(role: Role) -> &'static str {
@@ -150,7 +158,7 @@ fn queue_chains(chains: &mut Chains, ruleset: &Ruleset) {
     chains.add("early", early());
     let mut input = vec![
         "type filter hook input priority -150; policy accept;".to_owned(),
-        "meta nfproto ipv6 exthdr frag exists jump fragments".to_owned(),
+        format!("{} jump fragments", ipv6_fragment()),
     ];
     input.extend(to_peers(ruleset, "from_peers"));
     input.push("meta nfproto ipv4 icmp type { 3, 11, 12 } @th,136,8 6 jump icmp_errors".to_owned());
@@ -159,7 +167,9 @@ fn queue_chains(chains: &mut Chains, ruleset: &Ruleset) {
     let mut output = vec![
         "type filter hook output priority -150; policy accept;".to_owned(),
         "meta oifkind \"vrf\" return".to_owned(),
-        format!("{} return", marked(ruleset)),
+        // The engine's own. The mark alone is not enough: sockets inherit it from a verified SYN
+        // with net.ipv4.tcp_fwmark_accept.
+        format!("{} tcp option 29 exists return", marked(ruleset)),
     ];
     output.extend(to_peers(ruleset, "to_peers"));
     chains.add("output", output);
@@ -179,7 +189,7 @@ fn guard_chains(chains: &mut Chains, ruleset: &Ruleset) {
     chains.add("early", early());
     let mut input = vec![
         "type filter hook input priority 200; policy accept;".to_owned(),
-        "meta nfproto ipv6 exthdr frag exists jump fragments".to_owned(),
+        format!("{} jump fragments", ipv6_fragment()),
         format!("{} return", marked(ruleset)),
     ];
     input.extend(to_peers(ruleset, "from_peers"));
@@ -187,8 +197,8 @@ fn guard_chains(chains: &mut Chains, ruleset: &Ruleset) {
     let mut output = vec![
         "type filter hook output priority 300; policy accept;".to_owned(),
         "meta oifkind \"vrf\" return".to_owned(),
-        "ip frag-off & 0x3fff != 0 jump fragments_out".to_owned(),
-        "meta nfproto ipv6 exthdr frag exists jump fragments_out".to_owned(),
+        format!("{IPV4_FRAGMENT} jump fragments_out"),
+        format!("{} jump fragments_out", ipv6_fragment()),
     ];
     output.extend(to_peers(ruleset, "to_peers"));
     chains.add("output", output);
@@ -198,8 +208,8 @@ fn guard_chains(chains: &mut Chains, ruleset: &Ruleset) {
 fn early() -> Vec<String> {
     vec![
         "type filter hook prerouting priority -450; policy accept;".to_owned(),
-        "ip frag-off & 0x3fff != 0 jump fragments".to_owned(),
-        "meta nfproto ipv6 exthdr frag exists jump fragments".to_owned(),
+        format!("{IPV4_FRAGMENT} jump fragments"),
+        format!("{} jump fragments", ipv6_fragment()),
     ]
 }
 
@@ -301,7 +311,7 @@ fn select(peer: &Peer, side: Side, target: &str) -> Vec<String> {
         .to_vec()
 }
 
-/// Drops every packet of the peers; reached by fragments only.
+/// Drops every packet of the peers; reached by fragments that may be of a segment.
 fn fragments(ruleset: &Ruleset, side: Side) -> Vec<String> {
     let mut rules = Vec::new();
     for family in FAMILIES {

@@ -1,7 +1,7 @@
 //! Which packets the rules hand to the engine, proven by forged packets and bound queues.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use ao_sys::links::Links;
 use ao_sys::nfqueue::{Arena, Queue, Queued};
 use datapath::firewall::{Firewall, Queues, Ruleset, Watcher};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6,
@@ -84,23 +85,30 @@ fn icmp(kind: u8, code: u8, quoted: &[u8]) -> Vec<u8> {
 
 /// Sends packets with their numbers as IPv4 identification or flow label.
 fn inject(packets: &[Vec<u8>]) {
-    let raw = |family| {
-        socket::socket(family, SockType::Raw, SockFlag::empty(), SockProtocol::Raw).unwrap()
-    };
-    let (v4, v6) = (raw(AddressFamily::Inet), raw(AddressFamily::Inet6));
     for (number, packet) in packets.iter().enumerate() {
         let mut packet = packet.clone();
         let number = u16::try_from(number + 1).unwrap().to_be_bytes();
-        let sent = if packet[0] >> 4 == 4 {
-            packet[4..6].copy_from_slice(&number);
-            let to = SockaddrIn::new(10, 0, 0, 1, 0);
-            socket::sendto(v4.as_raw_fd(), &packet, &to, MsgFlags::empty())
-        } else {
-            packet[2..4].copy_from_slice(&number);
-            let to = SockaddrIn6::from(std::net::SocketAddrV6::new(HERE6, 0, 0, 0));
-            socket::sendto(v6.as_raw_fd(), &packet, &to, MsgFlags::empty())
-        };
-        assert_eq!(sent, Ok(packet.len()));
+        let place = if packet[0] >> 4 == 4 { 4 } else { 2 };
+        packet[place..place + 2].copy_from_slice(&number);
+        assert_eq!(send(&packet), Ok(packet.len()));
+    }
+}
+
+/// Sends a packet as it is to its destination.
+fn send(packet: &[u8]) -> nix::Result<usize> {
+    let raw = |family| {
+        socket::socket(family, SockType::Raw, SockFlag::empty(), SockProtocol::Raw).unwrap()
+    };
+    if packet[0] >> 4 == 4 {
+        let to = <[u8; 4]>::try_from(&packet[16..20]).unwrap();
+        let to = SockaddrIn::from(SocketAddrV4::new(to.into(), 0));
+        let socket = raw(AddressFamily::Inet);
+        socket::sendto(socket.as_raw_fd(), packet, &to, MsgFlags::empty())
+    } else {
+        let to = <[u8; 16]>::try_from(&packet[24..40]).unwrap();
+        let to = SockaddrIn6::from(SocketAddrV6::new(to.into(), 0, 0, 0));
+        let socket = raw(AddressFamily::Inet6);
+        socket::sendto(socket.as_raw_fd(), packet, &to, MsgFlags::empty())
     }
 }
 
@@ -318,6 +326,118 @@ fn guard_alone_drops_what_nobody_verified() {
 }
 
 #[test]
+fn fragments_are_dropped_where_they_may_be_of_a_segment() {
+    type Install = fn(&Firewall, &Ruleset) -> Result<(), datapath::firewall::Error>;
+    let arrangements: [Install; 3] = [
+        Firewall::install_guard,
+        Firewall::install,
+        |firewall, rules| {
+            firewall.install(rules)?;
+            firewall.remove_guard()
+        },
+    ];
+    for install in arrangements {
+        in_namespace(move || {
+            let firewall = Firewall::probe().unwrap();
+            install(&firewall, &peers_of_both_families()).unwrap();
+            let receivers = [
+                UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 4000)).unwrap(),
+                UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 4001)).unwrap(),
+            ];
+            let _far = FarEnd::new(|| {
+                let datagram = [7; 4000];
+                let v4 = UdpSocket::bind((PEER, 0)).unwrap();
+                v4.send_to(&datagram, (HERE, 4000)).unwrap();
+                let v6 = UdpSocket::bind((PEER6, 0)).unwrap();
+                v6.send_to(&datagram, (HERE6, 4001)).unwrap();
+                inject(&may_be_segments(PEER, HERE, PEER6, HERE6));
+                inject(&no_segments(PEER, HERE, PEER6, HERE6));
+                inject(&may_be_segments(OTHER, HERE, OTHER6, HERE6));
+            });
+            for receiver in receivers {
+                receiver
+                    .set_read_timeout(Some(Duration::from_secs(5)))
+                    .unwrap();
+                assert_eq!(receiver.recv(&mut [0; 5000]).unwrap(), 4000);
+            }
+            let dropped = may_be_segments(PEER, HERE, PEER6, HERE6).len() as u64;
+            wait_for("drops", Duration::from_secs(5), || {
+                firewall.drops().unwrap()["fragment"] >= dropped
+            });
+            assert_eq!(firewall.drops().unwrap()["fragment"], dropped);
+        });
+    }
+}
+
+#[test]
+fn the_guard_lets_no_fragment_of_a_segment_out() {
+    in_namespace(|| {
+        let _far = FarEnd::new(|| {});
+        let firewall = Firewall::probe().unwrap();
+        firewall.install_guard(&peers_of_both_families()).unwrap();
+        for packet in may_be_segments(HERE, PEER, HERE6, PEER6) {
+            assert_eq!(send(&packet), Err(Errno::EPERM), "{packet:x?}");
+        }
+        for packet in no_segments(HERE, PEER, HERE6, PEER6) {
+            assert_eq!(send(&packet), Ok(packet.len()), "{packet:x?}");
+        }
+    });
+}
+
+/// Fragments of segments, and of what may turn out to be one.
+fn may_be_segments(from: Ipv4Addr, to: Ipv4Addr, from6: Ipv6Addr, to6: Ipv6Addr) -> Vec<Vec<u8>> {
+    let mut segment = signed(40000, 179);
+    segment.resize(40, 0);
+    let v4 = |place| fragment(ipv4(TCP, from, to, &segment), place);
+    let mut packets = vec![v4(MORE), v4(MORE | 5), v4(5)];
+    for next in [0, TCP, 41, 43, FRAGMENT, 51, DESTINATION_OPTIONS, 135] {
+        for place in [ATOMIC, MORE, MORE | 5, 5] {
+            packets.push(fragment6(next, from6, to6, &segment, place));
+        }
+    }
+    // Behind another extension header.
+    packets.push(ipv6(
+        DESTINATION_OPTIONS,
+        from6,
+        to6,
+        &extended(FRAGMENT, &extended(TCP, &segment)),
+    ));
+    packets
+}
+
+fn no_segments(from: Ipv4Addr, to: Ipv4Addr, from6: Ipv6Addr, to6: Ipv6Addr) -> Vec<Vec<u8>> {
+    let payload = [0x80; 40];
+    let mut packets = Vec::new();
+    for protocol in [1, UDP, 47, 50, 89] {
+        for place in [MORE, MORE | 5, 5] {
+            packets.push(fragment(ipv4(protocol, from, to, &payload), place));
+        }
+    }
+    for next in [UDP, 47, 50, ICMPV6, 89] {
+        for place in [ATOMIC, MORE, MORE | 5, 5] {
+            packets.push(fragment6(next, from6, to6, &payload, place));
+        }
+    }
+    packets
+}
+
+/// Where a fragment belongs: whether more follow, and its offset in units of eight octets.
+const MORE: u16 = 0x2000;
+const ATOMIC: u16 = 0;
+
+fn fragment(mut packet: Vec<u8>, place: u16) -> Vec<u8> {
+    packet[6..8].copy_from_slice(&place.to_be_bytes());
+    packet
+}
+
+fn fragment6(next: u8, from: Ipv6Addr, to: Ipv6Addr, payload: &[u8], place: u16) -> Vec<u8> {
+    let mut payload = extended(next, payload);
+    let field = (place & !MORE) << 3 | u16::from(place & MORE > 0);
+    payload[2..4].copy_from_slice(&field.to_be_bytes());
+    ipv6(FRAGMENT, from, to, &payload)
+}
+
+#[test]
 fn own_segments_are_queued_once_unless_the_engine_made_them() {
     in_namespace(|| {
         let _far = FarEnd::new(listen);
@@ -339,10 +459,20 @@ fn own_segments_are_queued_once_unless_the_engine_made_them() {
             assert_eq!(packet.hook, 1, "{octets:?}");
         }
         assert_eq!(firewall.drops().unwrap()["guard"], 0);
-        // The mark does not excuse a missing option.
+        // The mark does not excuse a missing option: sockets inherit it from a verified SYN.
         let unsigned = ipv4(TCP, HERE, PEER, &tcp(40000, 179));
+        socket::sendto(signed.as_raw_fd(), &unsigned, &to, MsgFlags::empty()).unwrap();
+        let queued = collector.collect();
+        let queued: Vec<_> = queued
+            .iter()
+            .filter(|(_, packet, _)| packet.hook == 3)
+            .map(|(queue, _, octets)| (*queue, &octets[20..]))
+            .collect();
+        assert_eq!(queued, [(WORKER, &tcp(40000, 179)[..])]);
+        // Nor does it with the guard alone.
+        firewall.remove_queue_rules().unwrap();
         let refused = socket::sendto(signed.as_raw_fd(), &unsigned, &to, MsgFlags::empty());
-        assert_eq!(refused, Err(nix::errno::Errno::EPERM));
+        assert_eq!(refused, Err(Errno::EPERM));
         assert_eq!(firewall.drops().unwrap()["guard"], 1);
     });
 }

@@ -9,7 +9,7 @@ use ao_sys::xtables::Family;
 
 use super::{Table, prefix};
 use crate::firewall::ruleset::{Peer, Ruleset, port_range};
-use crate::firewall::{Role, UNSIGNED_PER_SECOND};
+use crate::firewall::{NEVER_TCP, Role, UNSIGNED_PER_SECOND};
 
 /// A multiport match takes this many ports, a range counting as two.
 const MULTIPORT: usize = 15;
@@ -92,7 +92,12 @@ impl Render<'_> {
                 .map(|kind| format!("-p {protocol} {option} {kind} -j {icmp}")),
         );
         let mut output: Vec<String> = self.unless_l3_master();
-        output.push(format!("{} -j RETURN", self.marked()));
+        // The engine's own. The mark alone is not enough: sockets inherit it from a verified SYN
+        // with net.ipv4.tcp_fwmark_accept.
+        output.push(format!(
+            "{} -p tcp -m tcp --tcp-option 29 -j RETURN",
+            self.marked()
+        ));
         output.extend(self.to_peers("TO"));
         let workers = self.workers();
         chains.extend(self.verify());
@@ -178,25 +183,30 @@ impl Render<'_> {
     fn if_fragment(&self, chain: &str) -> String {
         let chain = self.chain(chain);
         match self.family {
-            // More fragments, or an offset: `-f` would leave out the first one.
-            Family::V4 => format!("-m u32 --u32 \"4&0x3FFF=1:0x3FFF\" -j {chain}"),
+            // More fragments, or an offset: `-f` would leave out the first one. Each carries the
+            // protocol.
+            Family::V4 => format!("-p tcp -m u32 --u32 \"4&0x3FFF=1:0x3FFF\" -j {chain}"),
             Family::V6 => format!("-m frag -j {chain}"),
         }
     }
 
-    /// Drops every packet of the peers; reached by fragments only.
+    /// Drops every packet of the peers that may be of a segment; reached by fragments only.
     fn fragments(&self, chain: &str, side: Side) -> (String, Vec<String>) {
-        let rules = self
-            .peers()
-            .map(|(_, peer)| {
-                let comment = comment("fragment", &peer.name);
-                format!(
-                    "{}{}{comment} -j DROP",
-                    address(side, peer),
-                    device(side, peer)
-                )
-            })
-            .collect();
+        let mut rules = Vec::new();
+        if self.family == Family::V6 {
+            // The fragment header right after the IPv6 header, and its next header.
+            rules.push(format!(
+                "-m u32 --u32 \"3&0xFF=44&&37&0xFF={NEVER_TCP}\" -j RETURN"
+            ));
+        }
+        rules.extend(self.peers().map(|(_, peer)| {
+            let comment = comment("fragment", &peer.name);
+            format!(
+                "{}{}{comment} -j DROP",
+                address(side, peer),
+                device(side, peer)
+            )
+        }));
         (self.chain(chain), rules)
     }
 

@@ -1,5 +1,7 @@
 //! The backends that put TCP-AO onto a daemon's sessions.
 
+mod abort;
+
 pub mod firewall;
 pub mod mac;
 pub mod report;

@@ -19,11 +19,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{Error, Firewall, Place, nft, xt};
+use crate::abort::AbortOnPanic;
 
 /// Between two looks at the outlines, in milliseconds: rules must be back within a second.
 const LOOK_EVERY: u16 = 400;
 /// Between two checks of everything.
 const CHECK_EVERY: Duration = Duration::from_secs(60);
+/// Between two reports of the same failure.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// A thread that watches over the rules of a [`Firewall`] until it is dropped.
 pub struct Watcher {
@@ -55,10 +58,14 @@ impl Watcher {
             suspicious: true,
             links_changed: true,
             checked: Instant::now(),
+            complaint: None,
         };
         let thread = thread::Builder::new()
             .name("ao-watcher".to_owned())
-            .spawn(move || watch.run(&on_links))?;
+            .spawn(move || {
+                let _guard = AbortOnPanic;
+                watch.run(&on_links);
+            })?;
         Ok(Self {
             stop,
             thread: Some(thread),
@@ -88,6 +95,8 @@ struct Watch {
     /// Whether others must be told of the devices.
     links_changed: bool,
     checked: Instant,
+    /// The last failure that was logged, and when.
+    complaint: Option<(String, Instant)>,
 }
 
 impl Watch {
@@ -97,7 +106,7 @@ impl Watch {
                 Ok(true) => return,
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::error!(%error, "cannot watch over the firewall; trying again");
+                    self.complain(&error);
                     self.suspicious = true;
                     // Not at once, whatever else happens: the cause may last.
                     if self.wait_for(&[]).unwrap_or(false) {
@@ -105,6 +114,19 @@ impl Watch {
                     }
                 }
             }
+        }
+    }
+
+    /// Logs a failure, but not with every attempt.
+    fn complain(&mut self, error: &Error) {
+        let error = error.to_string();
+        let said = self
+            .complaint
+            .as_ref()
+            .is_some_and(|(last, when)| *last == error && when.elapsed() < COMPLAIN_EVERY);
+        if !said {
+            tracing::error!(%error, "cannot watch over the firewall; trying again");
+            self.complaint = Some((error, Instant::now()));
         }
     }
 

@@ -16,8 +16,8 @@ use ao_sys::nfqueue::{Arena, Queue, Queued, VerdictBuffer, Verdicts};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::abort::AbortOnPanic;
 use super::worker::{Command, Handle, IcmpAnswer, IcmpQuestion, Shared};
+use crate::abort::AbortOnPanic;
 use crate::report::QueueReport;
 
 /// How long the workers may take to answer; they answer between two batches.

@@ -4,7 +4,6 @@
 //! unprotected), `worker` (a packet's way), `icmp`, `journal` (what survives a restart),
 //! `sessions` (what the local TCP has, by socket diagnosis).
 
-mod abort;
 mod icmp;
 mod journal;
 mod lock;
@@ -29,13 +28,13 @@ use ao_sys::nfqueue::{BindError, Queue};
 use ao_sys::probe::kernel_has_tcp_ao;
 use ao_sys::sock_diag::TcpSocket;
 
-use self::abort::AbortOnPanic;
 use self::icmp::IcmpWorker;
 use self::journal::{Journal, JournalError};
 use self::lock::NamespaceLock;
 use self::protected::Protected;
 use self::restored::Restored;
 use self::worker::{Command, Handle, Shared, Worker, WorkerReport};
+use crate::abort::AbortOnPanic;
 use crate::firewall::{self, Firewall, Queues, Ruleset, Watcher};
 use crate::report::{PeerReport, Report};
 use crate::settings::{OnExit, Settings, Strip};

@@ -22,12 +22,12 @@ use ao_sys::raw::{self, Family};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::abort::AbortOnPanic;
 use super::journal::{Journal, Slot};
 use super::log::RefusalLog;
 use super::restored::Restored;
 use super::routes::Routes;
 use super::sessions;
+use crate::abort::AbortOnPanic;
 use crate::mac::Provider;
 use crate::report::{QueueReport, Session};
 use crate::settings::Settings;

@@ -129,6 +129,40 @@ impl Config {
     }
 }
 
+/// A peer of a sidecar that has several.
+#[derive(Clone, Debug)]
+pub struct PeerConfig {
+    /// Its address.
+    pub address: String,
+    /// Protected port.
+    pub port: u16,
+    /// Its only key.
+    pub key: Key,
+    /// VRF device it is in.
+    pub vrf: Option<&'static str>,
+}
+
+fn peers_text(peers: &[PeerConfig]) -> String {
+    let mut text = "datapath = \"userspace\"\n".to_owned();
+    for (index, peer) in peers.iter().enumerate() {
+        let PeerConfig {
+            address, port, key, ..
+        } = peer;
+        let vrf = peer
+            .vrf
+            .map_or_else(String::new, |name| format!("vrf = \"{name}\"\n"));
+        let _ = write!(
+            text,
+            "[[key_chain]]\nname = \"chain-{index}\"\n[[key_chain.key]]\nsend_id = {}\n\
+             recv_id = {}\nalgorithm = \"{}\"\nsecret = \"{}\"\ninclude_tcp_options = {}\n\
+             [[peer]]\nname = \"peer-{index}\"\naddress = \"{address}\"\nport = {port}\n\
+             key_chain = \"chain-{index}\"\n{vrf}",
+            key.send_id, key.recv_id, key.algorithm, key.secret, key.include_tcp_options
+        );
+    }
+    text
+}
+
 /// A sidecar with its configuration and state; running or not.
 #[derive(Debug)]
 pub struct Sidecar {
@@ -150,10 +184,26 @@ impl Sidecar {
         }
     }
 
+    /// Starts a sidecar with several peers: each has a chain of its own, and the peers' names
+    /// are `peer-0`, `peer-1` and so on. Waits until it is ready.
+    #[must_use]
+    pub fn start_with_peers(namespace: &Namespace, peers: &[PeerConfig]) -> Self {
+        let scratch = Scratch::new();
+        scratch.write("config.toml", &peers_text(peers));
+        Self::start_prepared(Self {
+            namespace: namespace.name().to_owned(),
+            process: None,
+            scratch,
+        })
+    }
+
     /// Starts a sidecar and waits until it is ready.
     #[must_use]
     pub fn start(namespace: &Namespace, config: &Config) -> Self {
-        let mut sidecar = Self::prepare(namespace, config);
+        Self::start_prepared(Self::prepare(namespace, config))
+    }
+
+    fn start_prepared(mut sidecar: Self) -> Self {
         sidecar.launch(&[]);
         sidecar.wait_ready();
         sidecar

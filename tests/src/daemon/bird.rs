@@ -77,6 +77,10 @@ fn configuration(speaker: &Speaker) -> String {
         String::new()
     };
     let passive = if speaker.passive { "yes" } else { "no" };
+    let vrf = speaker
+        .vrf
+        .as_ref()
+        .map_or_else(String::new, |name| format!("  vrf \"{name}\";\n"));
     let mut routes = String::new();
     for index in speaker.first_route..speaker.first_route + speaker.routes {
         let route = prefix(speaker.family, index);
@@ -93,7 +97,7 @@ protocol device {{}}
   {channel};
 {routes}}}
 protocol bgp peer {{
-  debug {{ states, events }};
+{vrf}  debug {{ states, events }};
   local {local}{zone} as {local_as};
   neighbor {remote}{zone} as {remote_as};
   {reach};

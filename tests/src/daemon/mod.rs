@@ -43,6 +43,8 @@ pub struct Speaker {
     pub first_route: u32,
     /// Number of routes it announces.
     pub routes: u32,
+    /// VRF device the session is in; BIRD only.
+    pub vrf: Option<String>,
 }
 
 impl Speaker {
@@ -59,6 +61,7 @@ impl Speaker {
             hold_time: 90,
             first_route,
             routes: 10,
+            vrf: None,
         };
         (
             one(a, b, 64501, 64502, false, 0),

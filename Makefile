@@ -41,9 +41,10 @@ unit: ## Unit, vector, property and simulated-pair tests
 namespaces: root build ## Real daemons, attacks, restarts in network namespaces
 	@AO_BIN_DIR=$(BIN) $(STAGE) "namespace tests" scripts/namespace-tests
 
-lab: root ## A virtual machine whose kernel has TCP-AO, VRF and netem
+lab: root build ## A virtual machine whose kernel has TCP-AO, VRF and netem
 	@$(STAGE) "kernel lab, build" tests/kernel-lab/build
 	@$(STAGE) "kernel lab" tests/kernel-lab/run -- tests/kernel-lab/self-test
+	@AO_BIN_DIR=$(BIN) $(STAGE) "kernel lab, sidecar" tests/kernel-lab/sidecar-tests
 
 soak: root deps build ## The namespace tests with full figures: some hours
 	@AO_SOAK=1 AO_BIN_DIR=$(BIN) $(STAGE) "soak" scripts/namespace-tests

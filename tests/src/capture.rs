@@ -103,6 +103,17 @@ impl Finished {
         count(&self.file(), what)
     }
 
+    /// All packets as tcpdump shows them.
+    ///
+    /// # Panics
+    /// When tcpdump cannot read the file.
+    #[must_use]
+    pub fn decoded(&self) -> String {
+        let mut command = Command::new("tcpdump");
+        command.arg("-n").arg("-r").arg(self.file());
+        output(command).unwrap_or_else(|error| panic!("{error}"))
+    }
+
     /// Recomputes every MAC with `keys` and gives the checker's report.
     ///
     /// # Panics

@@ -7,7 +7,6 @@ use serde_json::Value;
 use crate::attack::Attacker;
 use crate::capture::Capture;
 use crate::daemon::{self, Daemon, Implementation, Speaker, assert_never_down, wait_converged};
-use crate::netns::Namespace;
 use crate::settings::CONVERGENCE;
 use crate::sidecar::{Config, Key, Sidecar};
 use crate::stream::{self, Stream, wait_for_more};
@@ -52,9 +51,21 @@ impl Session {
         key: Key,
         opener: Opener,
     ) -> Self {
+        Self::start_with(daemons, family, key, opener, |_| ())
+    }
+
+    /// The same, after a change to the configurations of both sidecars.
+    #[must_use]
+    pub fn start_with(
+        daemons: (Implementation, Implementation),
+        family: Family,
+        key: Key,
+        opener: Opener,
+        change: impl Fn(&mut Config),
+    ) -> Self {
         let lan = Lan::new();
         let capture = Capture::start(&lan.wire, Lan::PORT_A, "ip or ip6");
-        let (sidecar_a, sidecar_b) = Sidecar::pair(&lan.a, &lan.b, family, &key);
+        let (sidecar_a, sidecar_b) = Sidecar::pair_with(&lan.a, &lan.b, family, &key, change);
         let (mut a, mut b) = Speaker::pair(&lan.a, &lan.b, family);
         (a.passive, b.passive) = (opener == Opener::B, opener == Opener::A);
         let a = daemon::start(daemons.0, &lan.a.namespace, &a);
@@ -184,18 +195,9 @@ impl Bulk {
 /// Sidecars that protect [`BULK_PORT`] at both hosts.
 #[must_use]
 pub fn sidecars(a: &Host, b: &Host, family: Family) -> (Sidecar, Sidecar) {
-    let key = Key::default();
-    let start = |namespace: &Namespace, peer, key| {
-        let config = Config {
-            port: BULK_PORT,
-            ..Config::new(peer, family, key)
-        };
-        Sidecar::start(namespace, &config)
-    };
-    (
-        start(&a.namespace, b, key.clone()),
-        start(&b.namespace, a, key.mirrored()),
-    )
+    Sidecar::pair_with(a, b, family, &Key::default(), |config| {
+        config.port = BULK_PORT;
+    })
 }
 
 /// A transfer on [`BULK_PORT`] from host a to host b.

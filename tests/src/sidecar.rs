@@ -88,8 +88,8 @@ pub struct Config {
     pub keys: Vec<Key>,
     /// `keep` or `remove`.
     pub on_exit: &'static str,
-    /// More lines of the peer's table.
-    pub peer_extra: String,
+    /// `auto`, `always` or `never`.
+    pub strip: &'static str,
 }
 
 impl Config {
@@ -101,14 +101,15 @@ impl Config {
             port: 179,
             keys: vec![key],
             on_exit: "keep",
-            peer_extra: String::new(),
+            strip: "auto",
         }
     }
 
     fn write(&self, scratch: &Scratch) -> PathBuf {
         let mut text = format!(
-            "datapath = \"userspace\"\non_exit = \"{}\"\n[[key_chain]]\nname = \"chain\"\n",
-            self.on_exit
+            "datapath = \"userspace\"\non_exit = \"{}\"\n[userspace]\nstrip = \"{}\"\n\
+             [[key_chain]]\nname = \"chain\"\n",
+            self.on_exit, self.strip
         );
         for (index, key) in self.keys.iter().enumerate() {
             let file = format!("chain-{index}.key");
@@ -122,8 +123,8 @@ impl Config {
         }
         let _ = write!(
             text,
-            "[[peer]]\nname = \"peer\"\naddress = \"{}\"\nport = {}\nkey_chain = \"chain\"\n{}\n",
-            self.peer, self.port, self.peer_extra
+            "[[peer]]\nname = \"peer\"\naddress = \"{}\"\nport = {}\nkey_chain = \"chain\"\n",
+            self.peer, self.port
         );
         scratch.write("config.toml", &text)
     }
@@ -212,10 +213,24 @@ impl Sidecar {
     /// Starts sidecars at both hosts that protect their session with `key` (as a has it).
     #[must_use]
     pub fn pair(a: &Host, b: &Host, family: Family, key: &Key) -> (Self, Self) {
-        (
-            Self::start(&a.namespace, &Config::new(b, family, key.clone())),
-            Self::start(&b.namespace, &Config::new(a, family, key.mirrored())),
-        )
+        Self::pair_with(a, b, family, key, |_| ())
+    }
+
+    /// The same, after a change to both configurations.
+    #[must_use]
+    pub fn pair_with(
+        a: &Host,
+        b: &Host,
+        family: Family,
+        key: &Key,
+        change: impl Fn(&mut Config),
+    ) -> (Self, Self) {
+        let start = |own: &Host, far, key| {
+            let mut config = Config::new(far, family, key);
+            change(&mut config);
+            Self::start(&own.namespace, &config)
+        };
+        (start(a, b, key.clone()), start(b, a, key.mirrored()))
     }
 
     /// Starts the process; does not wait.

@@ -7,7 +7,7 @@ use ao_tests::netns::Namespace;
 use ao_tests::progress;
 use ao_tests::scene::{Bulk, Opener, Session, sidecars, streams};
 use ao_tests::settings::{Blackout, CONVERGENCE, blackouts, long_blackouts, opening_blackouts};
-use ao_tests::sidecar::{Config, Key, Sidecar};
+use ao_tests::sidecar::{Key, Sidecar};
 use ao_tests::stream::STEADY;
 use ao_tests::topology::{Chain, Family, Lan};
 use ao_tests::wait;
@@ -208,16 +208,10 @@ fn the_listener_may_be_killed_between_its_syn_ack_and_the_ack() {
 fn on_exit_remove_takes_every_rule_away() {
     let lan = Lan::new();
     let family = Family::V4;
-    let key = Key::default();
-    let start = |own: &ao_tests::topology::Host, far, key| {
-        let config = Config {
-            on_exit: "remove",
-            ..Config::new(far, family, key)
-        };
-        Sidecar::start(&own.namespace, &config)
-    };
-    let mut sidecar_a = start(&lan.a, &lan.b, key.clone());
-    let mut sidecar_b = start(&lan.b, &lan.a, key.mirrored());
+    let (mut sidecar_a, mut sidecar_b) =
+        Sidecar::pair_with(&lan.a, &lan.b, family, &Key::default(), |config| {
+            config.on_exit = "remove";
+        });
     let (a, b) = Speaker::pair(&lan.a, &lan.b, family);
     let a = daemon::start(Implementation::Bird, &lan.a.namespace, &a);
     let b = daemon::start(Implementation::Bird, &lan.b.namespace, &b);

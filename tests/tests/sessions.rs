@@ -110,6 +110,33 @@ fn hmac_sha_256_128_works_with_options_covered_and_not() {
     comes_up_with("hmac-sha-256-128");
 }
 
+/// Where the kernel has TCP-AO, or would stumble over the option, the engine removes it.
+#[test]
+fn every_algorithm_works_when_the_option_is_always_stripped() {
+    for algorithm in ALGORITHMS {
+        let key = Key::new(algorithm);
+        let session = Session::start_with((Bird, Bird), Family::V4, key, Opener::B, |config| {
+            config.strip = "always";
+        });
+        let status = session.sidecar_a.ask("status");
+        assert_eq!(status["strips"], true, "{status}");
+        session.assert_untouched();
+        session.check_wire();
+    }
+}
+
+#[test]
+fn a_peer_may_be_configured_by_a_prefix() {
+    for (family, prefix) in [(Family::V4, "10.0.0.0/24"), (Family::V6, "fd00::/64")] {
+        let key = Key::default();
+        let session = Session::start_with((Bird, Bird), family, key, Opener::A, |config| {
+            config.peer = prefix.to_owned();
+        });
+        session.assert_untouched();
+        session.check_wire();
+    }
+}
+
 /// Starts a session whose ends disagree, and asserts that it stays down, that no unsigned
 /// segment leaves a protected end, and that host a counts the refusals under `reasons`.
 fn stays_down(key_a: &Key, key_b: Option<&Key>, reasons: &[&str]) {

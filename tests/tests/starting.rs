@@ -8,9 +8,10 @@ use ao_tests::daemon::{
 };
 use ao_tests::process::output;
 use ao_tests::progress;
-use ao_tests::scene::Session;
+use ao_tests::scene::{BULK_PORT, Bulk};
 use ao_tests::settings::{CONVERGENCE, SIDECAR_START};
 use ao_tests::sidecar::{Config, Key, Sidecar, program};
+use ao_tests::stream::STEADY;
 use ao_tests::topology::{Family, Lan};
 
 const NOBODY: u32 = 65534;
@@ -80,13 +81,17 @@ fn replace_sessions_makes_the_daemons_reconnect_protected() {
 
 #[test]
 fn a_second_sidecar_is_refused_and_the_first_goes_on() {
-    let session = Session::bird_frr(Family::V4);
-    let config = Config::new(&session.lan.b, Family::V4, Key::default());
-    let mut second = Sidecar::prepare(&session.lan.a.namespace, &config);
+    let lan = Lan::new();
+    let mut bulk = Bulk::start(&lan.a, &lan.b, Family::V4, STEADY);
+    let config = Config {
+        port: BULK_PORT,
+        ..Config::new(&lan.b, Family::V4, Key::default())
+    };
+    let mut second = Sidecar::prepare(&lan.a.namespace, &config);
     let said = refusal(&mut second);
     assert!(said.contains("queue"), "the queue is not named: {said}");
-    session.assert_untouched();
-    session.check_wire();
+    bulk.wait_for_more(STEADY, Duration::from_secs(5));
+    bulk.finish(Duration::from_secs(10));
 }
 
 #[test]

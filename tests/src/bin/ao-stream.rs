@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const BLOCK: usize = 8192;
+const BLOCK: usize = 16384;
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Octets so far.
@@ -134,9 +134,9 @@ fn receive(stream: &mut TcpStream, progress: &Progress) -> io::Result<()> {
                 .received
                 .store(received + filled as u64, Ordering::Relaxed);
         }
-        if let Some(offset) = wanted.iter().zip(&block).position(|(a, b)| a != b) {
-            let offset = received + offset as u64;
-            println!("corrupt at octet {offset}");
+        if block != wanted {
+            let differs = wanted.iter().zip(&block).position(|(a, b)| a != b);
+            let offset = received + differs.unwrap_or(0) as u64;
             return Err(io::Error::other(format!("corrupt at octet {offset}")));
         }
         received += BLOCK as u64;

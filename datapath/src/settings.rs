@@ -36,7 +36,7 @@ pub enum Strip {
     Auto,
     /// Always remove it.
     Always,
-    /// Never remove it.
+    /// Remove it only where a kernel without TCP-AO would not overlook it.
     Never,
 }
 

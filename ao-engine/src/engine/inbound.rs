@@ -411,10 +411,11 @@ impl<P: MacProvider> Engine<P> {
         peer: &Peer,
     ) -> Verdict {
         let mut segment = plan.segment;
-        if !segment.flags.syn() && !self.limits.strip {
+        let strip = self.limits.strip || !is_overlooked(&plan.ao, &segment);
+        if !segment.flags.syn() && !strip {
             return Verdict::Accept;
         }
-        if self.limits.strip {
+        if strip {
             remove_ao(&mut packet.buf, &mut segment, &plan.ao);
         }
         if segment.flags.syn() {
@@ -437,6 +438,14 @@ impl Refusal {
             connection: None,
         }
     }
+}
+
+/// Whether a kernel without TCP-AO overlooks the option. Linux from 6.7 on looks for it even when
+/// built without (it shares a loop with TCP-MD5) wherever 18 octets of options are left, and
+/// refuses a handshake in which it finds it.
+fn is_overlooked(ao: &AoOption, segment: &Segment) -> bool {
+    const LOOKED_AT: usize = 18;
+    segment.payload_offset().saturating_sub(ao.offset) < LOOKED_AT
 }
 
 /// The MAC input's part before the payload.

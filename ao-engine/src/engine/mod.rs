@@ -123,7 +123,8 @@ pub enum Action {
 pub struct Limits {
     /// Entries in the connection table, provisional ones included.
     pub max_connections: usize,
-    /// Whether TCP-AO is removed from verified inbound segments.
+    /// Whether TCP-AO is removed from every verified inbound segment. If not, it is left where
+    /// kernels without TCP-AO overlook it: at the end of the header, with at most 16 octets.
     pub strip: bool,
     /// First segments of unknown connections that are verified per second (SYN cookies, a record
     /// that was lost): each costs a key derivation.

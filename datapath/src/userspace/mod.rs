@@ -121,6 +121,15 @@ impl Userspace {
         let policy = Arc::new(policy::resolve(&settings.peers, &links)?);
         let firewall = Arc::new(Firewall::probe()?);
         let ruleset = ruleset(&settings)?;
+        // Queues and lock first: what another sidecar protects must not be taken for unprotected.
+        // And queues before rules: from the first rule on there is somebody to serve them.
+        let queues = queues(&settings);
+        let bind = |number| bind(number, settings.queue_length);
+        let worker_queues = (queues.first..=queues.last())
+            .map(bind)
+            .collect::<Result<Vec<_>, _>>()?;
+        let icmp_queue = bind(queues.icmp())?;
+        let lock = NamespaceLock::acquire()?;
         // Each worker's table may be full.
         let slots = settings
             .max_connections
@@ -143,20 +152,11 @@ impl Userspace {
             return Err(StartError::UnprotectedSessions(names));
         }
 
-        // Queues before rules: from the first rule on there is somebody to serve them.
-        let queues = queues(&settings);
-        let bind = |number| bind(number, settings.queue_length);
-        let worker_queues = (queues.first..=queues.last())
-            .map(bind)
-            .collect::<Result<Vec<_>, _>>()?;
-        let icmp_queue = bind(queues.icmp())?;
         let strips = match settings.strip {
             Strip::Always => true,
             Strip::Never => false,
             Strip::Auto => kernel_has_tcp_ao().map_err(|e| StartError::Io("TCP socket", e))?,
         };
-        // Last before anything changes, so that the more telling errors come first.
-        let lock = NamespaceLock::acquire()?;
         firewall.install(&ruleset)?;
         note_protected(&settings);
         // Looked at again: what came up since the first look was not signed, either, as no worker

@@ -218,3 +218,20 @@ fn without_stripping_a_segment_is_accepted_untouched() {
         DropReason::Checksum
     );
 }
+
+#[test]
+fn an_option_that_kernels_without_ao_do_not_overlook_is_removed_anyway() {
+    for (algorithm, left) in [(HmacSha1_96, true), (HmacSha256_128, false)] {
+        let mut session = Session::passive(vec![key(1, 2, algorithm)]);
+        let limits = Limits {
+            strip: false,
+            ..Host::LIMITS
+        };
+        let peer = Host::peer(session.far, &session.keys);
+        session.host = Host::with_limits(vec![peer], limits);
+        session.accept_call();
+        let outcome = session.receive(&session.of_far(ACK, 1, 1));
+        assert_eq!(outcome.verdict == Verdict::Accept, left, "{algorithm}");
+        assert_eq!(outcome.passed().ao().is_some(), left, "{algorithm}");
+    }
+}

@@ -15,8 +15,9 @@ fn either<T>(short: T, full: T) -> T {
 /// How long a session may take to come up with all its (few) routes.
 pub const CONVERGENCE: Duration = Duration::from_secs(30);
 
-/// How long a sidecar may take until its API answers, and to stop.
-pub const SIDECAR_START: Duration = Duration::from_secs(10);
+/// How long a sidecar may take until its API answers, and to stop: it runs firewall programs,
+/// which take a second each in the kernel lab.
+pub const SIDECAR_START: Duration = Duration::from_secs(30);
 
 /// How long a refused session is watched to stay down: several connection attempts.
 #[must_use]

@@ -304,28 +304,35 @@ fn an_unprotected_session_is_named_and_closed_only_on_request() {
 
 #[test]
 fn a_second_backend_is_refused_and_changes_nothing() {
-    let (mut one, _two) = ends(Algorithm::HmacSha1_96, Strip::Never, false);
+    let (mut one, two) = ends(Algorithm::HmacSha1_96, Strip::Never, false);
     one.start();
-    let same_state = one.settings();
-    let error = one
-        .namespace
-        .run(move || Userspace::start(same_state).map(drop))
-        .unwrap_err();
+    let refused = |end: &End, settings: Settings| {
+        end.namespace
+            .run(move || Userspace::start(settings).map(drop))
+            .unwrap_err()
+    };
+
+    let error = refused(&one, one.settings());
+    assert!(matches!(error, StartError::QueueHeld(_)), "{error}");
+    assert!(error.to_string().contains("first_queue"), "{error}");
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other_queues = Settings {
+        first_queue: 900,
+        state_dir: elsewhere.path().to_owned(),
+        ..one.settings()
+    };
+    let error = refused(&one, other_queues);
+    assert!(matches!(error, StartError::AnotherSidecar), "{error}");
+
+    let same_state = Settings {
+        state_dir: one.settings().state_dir,
+        ..two.settings()
+    };
+    let error = refused(&two, same_state);
     assert!(
         error.to_string().contains("in use by another sidecar"),
         "{error}"
     );
-
-    let elsewhere = tempfile::tempdir().unwrap();
-    let same_queues = Settings {
-        state_dir: elsewhere.path().to_owned(),
-        ..one.settings()
-    };
-    let error = one
-        .namespace
-        .run(move || Userspace::start(same_queues).map(drop))
-        .unwrap_err();
-    assert!(matches!(error, StartError::QueueHeld(_)), "{error}");
-    assert!(error.to_string().contains("first_queue"), "{error}");
     one.stop();
 }

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use ao_engine::crypto::Algorithm;
+use ao_engine::policy::Prefix;
 use datapath::report::{Report, SessionState};
 use datapath::settings::{OnExit, Settings, Strip};
 use datapath::userspace::{StartError, Userspace};
@@ -300,6 +301,34 @@ fn an_unprotected_session_is_named_and_closed_only_on_request() {
         "it should have been aborted"
     );
     one.stop();
+}
+
+#[test]
+fn a_peer_added_later_has_its_unprotected_session_named_too() {
+    let (mut one, two) = ends(Algorithm::HmacSha1_96, Strip::Never, false);
+    let mut before = one.settings();
+    for peer in &mut before.peers {
+        peer.remote = Prefix::host("10.0.0.99".parse().unwrap());
+    }
+    one.backend = Some(one.namespace.run(move || Userspace::start(before)).unwrap());
+    let listener = listen(&two);
+    let mut stream = connect(&one);
+    let (mut far, _) = listener.accept().unwrap();
+    give_up_in_time(&far);
+    // The guard of the other peer stays.
+    one.stop();
+
+    let added = one.settings();
+    let error = one
+        .namespace
+        .run(move || Userspace::start(added).map(drop))
+        .unwrap_err();
+    assert!(
+        matches!(error, StartError::UnprotectedSessions(_)),
+        "{error}"
+    );
+    stream.write_all(b"it lives on").unwrap();
+    far.read_exact(&mut [0; 11]).unwrap();
 }
 
 #[test]

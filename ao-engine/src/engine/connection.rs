@@ -170,12 +170,13 @@ impl<K> Connection<K> {
     /// Whether a segment from the far end lies close enough to the ISNs to belong to this
     /// handshake: what a client may send before it hears more than the SYN-ACK.
     pub(super) fn is_near(&self, segment: &Segment) -> bool {
-        const REACH: u32 = 1 << 24;
-        let (Some(local), Some(remote)) = (self.local_isn, self.remote_isn) else {
-            return false;
-        };
-        segment.seq.wrapping_sub(remote) < REACH
-            && (!segment.flags.ack() || segment.ack.wrapping_sub(local) < REACH)
+        near(segment, self.remote_isn, self.local_isn)
+    }
+
+    /// The same for a segment of the local TCP: it is of this handshake rather than of the
+    /// connection before it with the same ports.
+    pub(super) fn is_near_ours(&self, segment: &Segment) -> bool {
+        near(segment, self.local_isn, self.remote_isn)
     }
 
     /// Makes sure the traffic key is at hand; its place among the cached keys, or `None` while an
@@ -345,6 +346,16 @@ impl<K> Connection<K> {
             proven: self.proven,
         }
     }
+}
+
+/// Whether a segment's numbers lie just above the ISNs of its sender and its receiver.
+fn near(segment: &Segment, sender_isn: Option<u32>, receiver_isn: Option<u32>) -> bool {
+    const REACH: u32 = 1 << 24;
+    let (Some(sender), Some(receiver)) = (sender_isn, receiver_isn) else {
+        return false;
+    };
+    segment.seq.wrapping_sub(sender) < REACH
+        && (!segment.flags.ack() || segment.ack.wrapping_sub(receiver) < REACH)
 }
 
 /// KDF context of segments this end sends.

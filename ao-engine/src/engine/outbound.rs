@@ -153,7 +153,7 @@ impl<P: MacProvider> Engine<P> {
             // hears nothing and times out.
             (false, _) => self
                 .table
-                .find_opening(id, |entry| !entry.proven && near_ours(entry, segment))
+                .find_opening(id, |entry| !entry.proven && entry.is_near_ours(segment))
                 .or_else(|| self.table.live(id))
                 .ok_or(DropReason::UnknownConnection),
         }
@@ -282,17 +282,6 @@ fn sending_keys<'a, K>(entry: &Connection<K>, peer: &'a Peer) -> Option<(usize, 
     let current = peer.keys.get(entry.current)?;
     let rnext = peer.keys.get(entry.rnext)?;
     Some((entry.current, current, rnext.recv_id))
-}
-
-/// Whether a segment of the local TCP belongs to a handshake rather than to the connection before
-/// it with the same ports.
-fn near_ours<K>(entry: &Connection<K>, segment: &Segment) -> bool {
-    const REACH: u32 = 1 << 24;
-    let (Some(local), Some(remote)) = (entry.local_isn, entry.remote_isn) else {
-        return false;
-    };
-    segment.seq.wrapping_sub(local) < REACH
-        && (!segment.flags.ack() || segment.ack.wrapping_sub(remote) < REACH)
 }
 
 /// Inserts the option, at the cost of SACK blocks where the 40 octets are full.

@@ -7,6 +7,39 @@ use std::sync::Arc;
 
 use ao_engine::policy::{Mkt, Prefix};
 
+/// Which backend the operator wants for a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// The kernel where it can do everything the peer's keys ask for and the daemon was launched
+    /// by the sidecar, else userspace.
+    #[default]
+    Auto,
+    /// The kernel's own TCP-AO, always.
+    Kernel,
+    /// The userspace engine, always.
+    Userspace,
+}
+
+/// Who signs and verifies the segments of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// The kernel, with keys on the daemon's sockets.
+    Kernel,
+    /// The engine of this process, behind netfilter queues.
+    Userspace,
+}
+
+impl Backend {
+    /// The stable lower-case name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        }
+    }
+}
+
 /// A peer as configured: interfaces and VRFs by name, because an index may change while we run.
 #[derive(Clone, Debug)]
 pub struct PeerSpec {
@@ -26,6 +59,8 @@ pub struct PeerSpec {
     pub keys: Vec<Arc<Mkt>>,
     /// Lowest TTL or hop limit accepted from the peer; 0 accepts all.
     pub ttl_min: u8,
+    /// Which backend is wanted.
+    pub datapath: Choice,
 }
 
 /// Whether TCP-AO is removed from verified inbound segments before the local TCP sees them.

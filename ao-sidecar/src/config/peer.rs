@@ -5,7 +5,7 @@ use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use ao_engine::policy::{Prefix, PrefixError};
-use datapath::settings::PeerSpec;
+use datapath::settings::{Choice, PeerSpec};
 
 use super::key_chain::{Chain, checked_name};
 use super::problem::place;
@@ -103,6 +103,7 @@ fn peer(section: &Section<'_, '_>, chains: &[Chain]) -> Option<Peer> {
             vrf,
             keys: chain.mkts.clone(),
             ttl_min,
+            datapath: Choice::Auto,
         },
     })
 }

@@ -207,6 +207,7 @@ pub(super) fn port_range(range: &RangeInclusive<u16>, separator: char) -> String
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::settings::Choice;
 
     pub(in crate::firewall) fn spec(name: &str, remote: &str) -> PeerSpec {
         let (address, length) = remote.split_once('/').unwrap_or((remote, ""));
@@ -223,6 +224,7 @@ pub(super) mod tests {
             vrf: None,
             keys: Vec::new(),
             ttl_min: 0,
+            datapath: Choice::Auto,
         }
     }
 

@@ -68,6 +68,7 @@ fn parse(line: &str) -> Option<(Prefix, RangeInclusive<u16>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::Choice;
 
     #[test]
     fn what_was_noted_is_covered_and_nothing_else() {
@@ -81,6 +82,7 @@ mod tests {
             vrf: None,
             keys: Vec::new(),
             ttl_min: 0,
+            datapath: Choice::Auto,
         };
         Protected::save(directory.path(), &[peer]).unwrap();
         let protected = Protected::load(directory.path());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ao_engine::policy::Prefix;
 use datapath::firewall::{Queues, Ruleset};
-use datapath::settings::PeerSpec;
+use datapath::settings::{Choice, PeerSpec};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn};
 use nix::unistd::{geteuid, gettid};
@@ -79,6 +79,7 @@ pub(crate) fn spec(name: &str, remote: &str) -> PeerSpec {
         vrf: None,
         keys: Vec::new(),
         ttl_min: 0,
+        datapath: Choice::Auto,
     }
 }
 

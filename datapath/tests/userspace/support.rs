@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ao_engine::crypto::{Algorithm, MasterKey};
 use ao_engine::policy::{Mkt, Prefix};
-use datapath::settings::{OnExit, PeerSpec, Settings, Strip};
+use datapath::settings::{Choice, OnExit, PeerSpec, Settings, Strip};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{geteuid, gettid};
 
@@ -130,6 +130,7 @@ pub(crate) fn settings(state_dir: &Path, peer: &str, algorithm: Algorithm) -> Se
             vrf: None,
             keys: vec![Arc::new(key)],
             ttl_min: 0,
+            datapath: Choice::Auto,
         }],
         first_queue: 400,
         workers: 2,

@@ -9,6 +9,7 @@ use ao_sys::xtables::Family;
 use super::ruleset::{Peer, Queues, Ruleset, port_range};
 use super::tool::Tool;
 use super::{Error, FAMILIES, NEVER_TCP, Role, UNSIGNED_PER_SECOND, drop_name};
+use crate::settings::Backend;
 
 const NFT: Tool = Tool {
     name: "nft",
@@ -147,10 +148,19 @@ fn queue_chains(chains: &mut Chains, ruleset: &Ruleset) {
         chains.add(format!("verify_{index}"), verify(peer, &workers));
     }
     chains.add("sign", vec![format!("queue num {workers}")]);
-    dispatch(chains, ruleset, Side::Source, |index| {
+    chains.add("signed", signed("unsigned"));
+    dispatch(chains, ruleset, Side::Source, |index, _| {
         format!("verify_{index}")
     });
-    dispatch(chains, ruleset, Side::Destination, |_| "sign".to_owned());
+    dispatch(
+        chains,
+        ruleset,
+        Side::Destination,
+        |_, backend| match backend {
+            Backend::Kernel => "signed".to_owned(),
+            Backend::Userspace => "sign".to_owned(),
+        },
+    );
     chains.add("fragments", fragments(ruleset, Side::Source));
     for family in FAMILIES {
         chains.add(icmp_chain(family), icmp_errors(ruleset, family, icmp));
@@ -176,14 +186,21 @@ fn queue_chains(chains: &mut Chains, ruleset: &Ruleset) {
 }
 
 fn guard_chains(chains: &mut Chains, ruleset: &Ruleset) {
-    let unsigned = "tcp option 29 missing counter name guard drop".to_owned();
-    chains.add("leave", vec![unsigned.clone()]);
+    chains.add("signed", signed("guard"));
     chains.add(
-        "enter",
-        vec![unsigned, "counter name guard_unverified drop".to_owned()],
+        "verified",
+        vec![
+            "tcp option 29 missing counter name guard drop".to_owned(),
+            "counter name guard_unverified drop".to_owned(),
+        ],
     );
-    dispatch(chains, ruleset, Side::Source, |_| "enter".to_owned());
-    dispatch(chains, ruleset, Side::Destination, |_| "leave".to_owned());
+    dispatch(chains, ruleset, Side::Source, |_, backend| match backend {
+        Backend::Kernel => "signed".to_owned(),
+        Backend::Userspace => "verified".to_owned(),
+    });
+    dispatch(chains, ruleset, Side::Destination, |_, _| {
+        "signed".to_owned()
+    });
     chains.add("fragments", fragments(ruleset, Side::Source));
     chains.add("fragments_out", fragments(ruleset, Side::Destination));
     chains.add("early", early());
@@ -234,7 +251,16 @@ fn to_peers(ruleset: &Ruleset, chain: &str) -> Vec<String> {
         .to_vec()
 }
 
-/// What happens to a segment of one peer before the engine sees it.
+/// Demands TCP-AO and no more: the kernel verifies. Acceptance ends these rules alone, so that
+/// those of a shorter prefix with the other backend do not follow.
+fn signed(counter: &str) -> Vec<String> {
+    vec![
+        format!("tcp option 29 missing counter name {counter} drop"),
+        "accept".to_owned(),
+    ]
+}
+
+/// What happens to a segment of one peer before the backend sees it.
 fn verify(peer: &Peer, workers: &str) -> Vec<String> {
     let mut rules = Vec::new();
     if peer.ttl_min > 0 {
@@ -243,6 +269,10 @@ fn verify(peer: &Peer, workers: &str) -> Vec<String> {
             Family::V6 => "ip6 hoplimit",
         };
         rules.push(format!("{field} < {} counter name ttl drop", peer.ttl_min));
+    }
+    if peer.backend == Backend::Kernel {
+        rules.extend(signed("unsigned"));
+        return rules;
     }
     let limit =
         format!("limit rate {UNSIGNED_PER_SECOND}/second burst {UNSIGNED_PER_SECOND} packets");
@@ -253,7 +283,12 @@ fn verify(peer: &Peer, workers: &str) -> Vec<String> {
 }
 
 /// Finds the peer of a segment: single addresses in a map, then prefixes from long to short.
-fn dispatch(chains: &mut Chains, ruleset: &Ruleset, side: Side, target: impl Fn(usize) -> String) {
+fn dispatch(
+    chains: &mut Chains,
+    ruleset: &Ruleset,
+    side: Side,
+    target: impl Fn(usize, Backend) -> String,
+) {
     let (prefix, name) = match side {
         Side::Source => ("from", "from_peers"),
         Side::Destination => ("to", "to_peers"),
@@ -270,7 +305,7 @@ fn dispatch(chains: &mut Chains, ruleset: &Ruleset, side: Side, target: impl Fn(
             let chain = format!("{prefix}_{number}");
             let selected = same
                 .iter()
-                .flat_map(|&(index, peer)| select(peer, side, &target(index)))
+                .flat_map(|&(index, peer)| select(peer, side, &target(index, peer.backend)))
                 .collect();
             chains.add(chain.clone(), selected);
             if remote.is_host() {
@@ -311,7 +346,10 @@ fn select(peer: &Peer, side: Side, target: &str) -> Vec<String> {
         .to_vec()
 }
 
-/// Drops every packet of the peers; reached by fragments that may be of a segment.
+/// Drops every packet of the peers; reached by fragments that may be of a segment. Those of
+/// kernel peers, too: a fragment beyond the first has no header in which to look for TCP-AO, and
+/// though the kernel verifies the whole segment, one to a socket without keys would pass. BGP
+/// speakers do not fragment.
 fn fragments(ruleset: &Ruleset, side: Side) -> Vec<String> {
     let mut rules = Vec::new();
     for family in FAMILIES {
@@ -351,18 +389,23 @@ fn fragments(ruleset: &Ruleset, side: Side) -> Vec<String> {
 /// header; the quoted packet begins 8 octets into it.
 fn icmp_errors(ruleset: &Ruleset, family: Family, queue: u16) -> Vec<String> {
     let mut rules = Vec::new();
-    if family == Family::V6 && ruleset.of(family).next().is_some() {
+    let peers = ruleset.quoted(family);
+    if family == Family::V6 && !peers.is_empty() {
         rules.push(FRAGMENTED_ERROR.to_owned());
         // The quoted packet may have extension headers before its TCP header; UDP and ICMPv6
         // need none of our care.
         rules.push("@th,112,8 { 17, 58 } return".to_owned());
     }
-    for (_, peer) in ruleset.of(family) {
+    for peer in peers {
         let device = peer
             .device_in
             .as_ref()
             .map_or(String::new(), |device| format!("iifname \"{device}\" "));
-        let rule = format!("{device}{} queue num {queue}", quoted_destination(peer));
+        let verdict = match peer.backend {
+            Backend::Kernel => "return".to_owned(),
+            Backend::Userspace => format!("queue num {queue}"),
+        };
+        let rule = format!("{device}{} {verdict}", quoted_destination(peer));
         if !rules.contains(&rule) {
             rules.push(rule);
         }

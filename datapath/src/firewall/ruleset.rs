@@ -8,7 +8,7 @@ use ao_engine::policy::Prefix;
 use ao_sys::xtables::Family;
 
 use super::Error;
-use crate::settings::PeerSpec;
+use crate::settings::{Backend, PeerSpec};
 
 /// IFNAMSIZ without the terminator.
 const DEVICE_NAME_LENGTH: usize = 15;
@@ -65,17 +65,22 @@ pub(super) struct Peer {
     pub(super) device_out: Option<String>,
     pub(super) ports: RangeInclusive<u16>,
     pub(super) ttl_min: u8,
+    pub(super) backend: Backend,
 }
 
 impl Ruleset {
-    /// Describes the rules for these peers. `mark_bit` is the bit of the packet mark that tells
-    /// verified and engine-made packets from others.
+    /// Describes the rules for these peers, each with the backend that serves it. `mark_bit` is the
+    /// bit of the packet mark that tells verified and engine-made packets from others.
     ///
     /// # Errors
     /// When a device's name is none.
-    pub fn new(specs: &[PeerSpec], queues: Queues, mark_bit: u32) -> Result<Self, Error> {
-        let mut specs: Vec<&PeerSpec> = specs.iter().collect();
-        specs.sort_by_key(|spec| {
+    pub fn new<'a>(
+        peers: impl IntoIterator<Item = (&'a PeerSpec, Backend)>,
+        queues: Queues,
+        mark_bit: u32,
+    ) -> Result<Self, Error> {
+        let mut peers: Vec<(&PeerSpec, Backend)> = peers.into_iter().collect();
+        peers.sort_by_key(|(spec, _)| {
             let details = (
                 spec.local.is_some(),
                 spec.interface.is_some(),
@@ -87,7 +92,10 @@ impl Ruleset {
                 Reverse(details),
             )
         });
-        let peers = specs.into_iter().map(peer).collect::<Result<_, _>>()?;
+        let peers = peers
+            .into_iter()
+            .map(|(spec, backend)| peer(spec, backend))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             peers,
             queues,
@@ -115,6 +123,21 @@ impl Ruleset {
             .filter(move |(_, peer)| peer.family() == family)
     }
 
+    /// The peers of one address family about which ICMP errors concern the engine, most specific
+    /// first, and between them those of the kernel whose errors it is to leave alone.
+    pub(super) fn quoted(&self, family: Family) -> Vec<&Peer> {
+        let of_family = || self.of(family).map(|(_, peer)| peer);
+        let queued: Vec<&Peer> = of_family()
+            .filter(|peer| peer.backend == Backend::Userspace)
+            .collect();
+        of_family()
+            .filter(|peer| match peer.backend {
+                Backend::Userspace => true,
+                Backend::Kernel => peer.hides_any(&queued),
+            })
+            .collect()
+    }
+
     /// Protected ports of all peers of a family, merged and sorted.
     pub(super) fn ports(&self, family: Option<Family>) -> Vec<RangeInclusive<u16>> {
         let mut ranges: Vec<_> = self
@@ -138,6 +161,27 @@ impl Ruleset {
 }
 
 impl Peer {
+    /// Whether the prefix is part of another peer's, all of whose connections to it are this one's
+    /// instead. Rules see no more of a quoted segment than its addresses: where that does not tell
+    /// the two apart, the engine gets the error and finds out.
+    fn hides_any(&self, others: &[&Self]) -> bool {
+        let wider: Vec<_> = others
+            .iter()
+            .filter(|other| {
+                other.remote.length() <= self.remote.length()
+                    && other.remote.contains(self.remote.address())
+            })
+            .collect();
+        let all_ports = |other: &Self| {
+            self.ports.start() <= other.ports.start() && other.ports.end() <= self.ports.end()
+        };
+        !wider.is_empty()
+            && self.local.is_none()
+            && wider.iter().all(|other| {
+                all_ports(other) && (self.device_in.is_none() || self.device_in == other.device_in)
+            })
+    }
+
     pub(super) fn family(&self) -> Family {
         if self.remote.address().is_ipv4() {
             Family::V4
@@ -147,7 +191,7 @@ impl Peer {
     }
 }
 
-fn peer(spec: &PeerSpec) -> Result<Peer, Error> {
+fn peer(spec: &PeerSpec, backend: Backend) -> Result<Peer, Error> {
     for name in spec.interface.iter().chain(&spec.vrf) {
         if !is_device_name(name) {
             return Err(Error::DeviceName {
@@ -170,6 +214,7 @@ fn peer(spec: &PeerSpec) -> Result<Peer, Error> {
         device_out: link,
         ports: spec.ports.clone(),
         ttl_min: spec.ttl_min,
+        backend,
     })
 }
 
@@ -209,6 +254,12 @@ pub(super) mod tests {
     use super::*;
     use crate::settings::Choice;
 
+    /// Rules for peers that all have the same backend.
+    pub(in crate::firewall) fn ruleset(specs: &[PeerSpec], backend: Backend) -> Ruleset {
+        let peers = specs.iter().map(|spec| (spec, backend));
+        Ruleset::new(peers, QUEUES, 1).unwrap()
+    }
+
     pub(in crate::firewall) fn spec(name: &str, remote: &str) -> PeerSpec {
         let (address, length) = remote.split_once('/').unwrap_or((remote, ""));
         let address: IpAddr = address.parse().unwrap();
@@ -238,7 +289,7 @@ pub(super) mod tests {
         let mut exact = spec("exact", "10.0.0.2");
         exact.local = Some("10.0.0.1".parse().unwrap());
         let specs = [spec("net", "10.0.0.0/24"), spec("host", "10.0.0.2"), exact];
-        let ruleset = Ruleset::new(&specs, QUEUES, 1).unwrap();
+        let ruleset = ruleset(&specs, Backend::Userspace);
         let names: Vec<_> = ruleset
             .peers
             .iter()
@@ -248,13 +299,40 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn errors_about_a_kernel_peer_are_left_alone_where_rules_can_tell() {
+        let quoted = |kernel: PeerSpec| {
+            let mut wide = spec("wide", "10.0.0.0/24");
+            wide.ports = 179..=179;
+            let peers = [(&wide, Backend::Userspace), (&kernel, Backend::Kernel)];
+            let ruleset = Ruleset::new(peers, QUEUES, 1).unwrap();
+            let quoted = ruleset.quoted(Family::V4);
+            quoted
+                .iter()
+                .map(|peer| peer.name.clone())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(quoted(spec("host", "10.0.0.2")), ["host", "wide"]);
+        assert_eq!(quoted(spec("elsewhere", "10.0.1.2")), ["wide"]);
+        assert_eq!(quoted(spec("wider", "10.0.0.0/16")), ["wide"]);
+        let mut local = spec("local", "10.0.0.2");
+        local.local = Some("10.0.0.1".parse().unwrap());
+        assert_eq!(quoted(local), ["wide"]);
+        let mut ports = spec("ports", "10.0.0.2");
+        ports.ports = 1790..=1799;
+        assert_eq!(quoted(ports), ["wide"]);
+        let mut vrf = spec("vrf", "10.0.0.2");
+        vrf.vrf = Some("red".into());
+        assert_eq!(quoted(vrf), ["wide"]);
+    }
+
+    #[test]
     fn ports_are_merged() {
         let specs = [(179, 179), (180, 200), (100, 120), (110, 111)].map(|(low, high)| {
             let mut spec = spec("p", "10.0.0.2");
             spec.ports = low..=high;
             spec
         });
-        let ruleset = Ruleset::new(&specs, QUEUES, 1).unwrap();
+        let ruleset = ruleset(&specs, Backend::Userspace);
         assert_eq!(ruleset.ports(None), [100..=120, 179..=200]);
         assert!(ruleset.ports(Some(Family::V6)).is_empty());
     }
@@ -266,7 +344,7 @@ pub(super) mod tests {
         global.vrf = Some("red".into());
         let mut local = global.clone();
         local.remote = Prefix::host("fe80::1".parse().unwrap());
-        let ruleset = Ruleset::new(&[global, local], QUEUES, 1).unwrap();
+        let ruleset = ruleset(&[global, local], Backend::Userspace);
         let devices: Vec<_> = ruleset
             .peers
             .iter()
@@ -280,9 +358,10 @@ pub(super) mod tests {
         for name in ["eth+", "eth*", "-j", "", "a b", "a\"b", "sixteen-letters-"] {
             let mut spec = spec("p", "fe80::1");
             spec.interface = Some(name.to_owned());
-            assert!(Ruleset::new(&[spec], QUEUES, 1).is_err(), "{name}");
+            let peers = [(&spec, Backend::Userspace)];
+            assert!(Ruleset::new(peers, QUEUES, 1).is_err(), "{name}");
         }
-        let ruleset = Ruleset::new(&[], QUEUES, 1).unwrap();
+        let ruleset = ruleset(&[], Backend::Kernel);
         let vrfs = ruleset
             .with_vrfs(vec!["red".into(), "r+".into(), "blue".into()])
             .vrfs;

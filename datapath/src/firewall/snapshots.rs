@@ -4,6 +4,7 @@ use ao_sys::xtables::Family;
 
 use super::ruleset::tests::{QUEUES, spec};
 use super::{Role, Ruleset, nft, xt};
+use crate::settings::Backend;
 
 fn ruleset() -> Ruleset {
     let mut hops = spec("as64503 (hops)", "10.0.0.3");
@@ -15,15 +16,28 @@ fn ruleset() -> Ruleset {
     in_vrf.vrf = Some("red".into());
     let mut link_local = spec("link", "fe80::2");
     link_local.interface = Some("eth0".into());
-    let peers = [
+    let mut kernel_hops = spec("kernel-hops", "10.2.0.2");
+    kernel_hops.ttl_min = 255;
+    let userspace = [
         spec("as64502", "10.0.0.2"),
         hops,
         net,
         in_vrf,
         link_local,
         spec("net6", "2001:db8::/33"),
+        spec("in-kernel-net", "10.2.0.3"),
     ];
-    Ruleset::new(&peers, QUEUES, 0x0400_0000)
+    let kernel = [
+        kernel_hops,
+        spec("in-net", "10.1.0.2"),
+        spec("kernel-net", "10.2.0.0/16"),
+        spec("in-net6", "2001:db8::2"),
+    ];
+    let peers = userspace
+        .iter()
+        .map(|spec| (spec, Backend::Userspace))
+        .chain(kernel.iter().map(|spec| (spec, Backend::Kernel)));
+    Ruleset::new(peers, QUEUES, 0x0400_0000)
         .unwrap()
         .with_vrfs(vec!["red".into()])
 }

@@ -37,7 +37,7 @@ use self::worker::{Command, Handle, Shared, Worker, WorkerReport};
 use crate::abort::AbortOnPanic;
 use crate::firewall::{self, Firewall, Queues, Ruleset, Watcher};
 use crate::report::{PeerReport, Report};
-use crate::settings::{OnExit, Settings, Strip};
+use crate::settings::{Backend, OnExit, Settings, Strip};
 
 /// How often connections are compared with the sockets the kernel has.
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
@@ -308,7 +308,8 @@ fn queues(settings: &Settings) -> Queues {
 }
 
 fn ruleset(settings: &Settings) -> Result<Ruleset, firewall::Error> {
-    Ruleset::new(&settings.peers, queues(settings), settings.mark_bit)
+    let peers = settings.peers.iter().map(|peer| (peer, Backend::Userspace));
+    Ruleset::new(peers, queues(settings), settings.mark_bit)
 }
 
 fn bind(number: u16, length: u32) -> Result<Queue, StartError> {

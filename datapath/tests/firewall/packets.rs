@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use ao_sys::links::Links;
 use ao_sys::nfqueue::{Arena, Queue, Queued};
 use datapath::firewall::{Firewall, Queues, Ruleset, Watcher};
+use datapath::settings::Backend;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
@@ -16,7 +17,9 @@ use nix::sys::socket::{
     sockopt,
 };
 
-use crate::support::{FarEnd, MARK, in_namespace, listen, run, spec, start_connect, wait_for};
+use crate::support::{
+    FarEnd, MARK, in_namespace, listen, ruleset_with, run, spec, start_connect, wait_for,
+};
 
 const ONE_WORKER: Queues = Queues {
     first: 310,
@@ -271,7 +274,7 @@ fn peers_of_both_families() -> Ruleset {
         spec("net4", "10.7.0.0/16"),
         spec("net6", "2001:db8:7::/49"),
     ];
-    Ruleset::new(&peers, ONE_WORKER, MARK).unwrap()
+    ruleset_with(ONE_WORKER, &peers, &[])
 }
 
 #[test]
@@ -325,18 +328,21 @@ fn guard_alone_drops_what_nobody_verified() {
     });
 }
 
+type Install = fn(&Firewall, &Ruleset) -> Result<(), datapath::firewall::Error>;
+
+/// The guard alone, both, the queue rules alone.
+const ARRANGEMENTS: [Install; 3] = [
+    Firewall::install_guard,
+    Firewall::install,
+    |firewall, rules| {
+        firewall.install(rules)?;
+        firewall.remove_guard()
+    },
+];
+
 #[test]
 fn fragments_are_dropped_where_they_may_be_of_a_segment() {
-    type Install = fn(&Firewall, &Ruleset) -> Result<(), datapath::firewall::Error>;
-    let arrangements: [Install; 3] = [
-        Firewall::install_guard,
-        Firewall::install,
-        |firewall, rules| {
-            firewall.install(rules)?;
-            firewall.remove_guard()
-        },
-    ];
-    for install in arrangements {
+    for install in ARRANGEMENTS {
         in_namespace(move || {
             let firewall = Firewall::probe().unwrap();
             install(&firewall, &peers_of_both_families()).unwrap();
@@ -477,6 +483,146 @@ fn own_segments_are_queued_once_unless_the_engine_made_them() {
     });
 }
 
+/// Hosts with one backend inside prefixes with the other.
+fn nested(hosts: Backend) -> Ruleset {
+    let narrow = [spec("host4", "10.0.0.2"), spec("host6", "2001:db8::2")];
+    let wide = [spec("net4", "10.0.0.0/24"), spec("net6", "2001:db8::/64")];
+    match hosts {
+        Backend::Kernel => ruleset_with(ONE_WORKER, &wide, &narrow),
+        Backend::Userspace => ruleset_with(ONE_WORKER, &narrow, &wide),
+    }
+}
+
+/// Signed and unsigned segments between these ends, told apart by their ports.
+fn segments(from: Ends, to: Ends, first_port: u16) -> [Vec<u8>; 4] {
+    let port = |offset| first_port + offset;
+    [
+        ipv4(TCP, from.0, to.0, &signed(port(0), 179)),
+        ipv6(TCP, from.1, to.1, &signed(port(1), 179)),
+        ipv4(TCP, from.0, to.0, &tcp(port(2), 179)),
+        ipv6(TCP, from.1, to.1, &tcp(port(3), 179)),
+    ]
+}
+
+type Ends = (Ipv4Addr, Ipv6Addr);
+
+/// What reaches the local TCP.
+struct Delivered([OwnedFd; 2]);
+
+impl Delivered {
+    fn new() -> Self {
+        let families = [AddressFamily::Inet, AddressFamily::Inet6];
+        Self(families.map(|family| {
+            let flags = SockFlag::SOCK_NONBLOCK;
+            socket::socket(family, SockType::Raw, flags, SockProtocol::Tcp).unwrap()
+        }))
+    }
+
+    /// Source ports of the segments to port 179 since the last look.
+    fn ports(&self) -> Vec<u16> {
+        let mut ports = Vec::new();
+        for (socket, header) in self.0.iter().zip([20, 0]) {
+            let mut buffer = [0; 200];
+            while let Ok(length) = socket::recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())
+            {
+                ports.extend(to_bgp(&buffer[header..length]));
+            }
+        }
+        ports
+    }
+}
+
+/// Source port of a segment to port 179.
+fn to_bgp(segment: &[u8]) -> Option<u16> {
+    let port = |place| u16::from_be_bytes([segment[place], segment[place + 1]]);
+    (port(2) == 179).then(|| port(0))
+}
+
+#[test]
+fn segments_of_kernel_peers_pass_signed_and_unqueued() {
+    const KERNEL: u16 = 40000;
+    const USERSPACE: u16 = 50000;
+    for arrangement in ARRANGEMENTS {
+        for hosts in [Backend::Kernel, Backend::Userspace] {
+            in_namespace(move || {
+                let here = (HERE, HERE6);
+                let (kernel, userspace) = match hosts {
+                    Backend::Kernel => ((PEER, PEER6), (OTHER, OTHER6)),
+                    Backend::Userspace => ((OTHER, OTHER6), (PEER, PEER6)),
+                };
+                let firewall = Firewall::probe().unwrap();
+                arrangement(&firewall, &nested(hosts)).unwrap();
+                let queued = firewall.drops().unwrap().contains_key("unsigned");
+                let mut collector = Collector::new();
+                let delivered = Delivered::new();
+                let _far = FarEnd::new(move || {
+                    inject(&segments(kernel, here, KERNEL));
+                    inject(&segments(userspace, here, USERSPACE));
+                });
+                let ports_queued = |found: Vec<(u16, Queued, Vec<u8>)>| {
+                    let segment = |octets: &[u8]| match octets[0] >> 4 {
+                        4 => (octets[9] == TCP).then(|| to_bgp(&octets[20..])),
+                        _ => (octets[6] == TCP).then(|| to_bgp(&octets[40..])),
+                    };
+                    let mut ports: Vec<u16> = found
+                        .iter()
+                        .filter_map(|(_, _, octets)| segment(octets).flatten())
+                        .collect();
+                    ports.sort_unstable();
+                    ports
+                };
+                let all: Vec<u16> = if queued {
+                    (USERSPACE..USERSPACE + 4).collect()
+                } else {
+                    Vec::new()
+                };
+                assert_eq!(ports_queued(collector.collect()), all);
+                assert_eq!(delivered.ports(), [KERNEL, KERNEL + 1]);
+
+                // Nor does an unsigned segment leave.
+                let [signed4, signed6, unsigned4, unsigned6] = segments(here, kernel, KERNEL);
+                for signed in [signed4, signed6] {
+                    assert_eq!(send(&signed), Ok(signed.len()));
+                }
+                for unsigned in [unsigned4, unsigned6] {
+                    assert_eq!(send(&unsigned), Err(Errno::EPERM));
+                }
+                let [signed4, ..] = segments(here, userspace, USERSPACE);
+                assert_eq!(send(&signed4), Ok(signed4.len()));
+                let all: &[u16] = if queued { &[USERSPACE] } else { &[] };
+                assert_eq!(ports_queued(collector.collect()), all);
+            });
+        }
+    }
+}
+
+#[test]
+fn errors_about_kernel_peers_are_not_queued() {
+    in_namespace(|| {
+        let firewall = Firewall::probe().unwrap();
+        firewall.install(&nested(Backend::Kernel)).unwrap();
+        let mut collector = Collector::new();
+        let about = |to: Ipv4Addr| {
+            let quoted = ipv4(TCP, HERE, to, &tcp(40000, 179));
+            ipv4(1, OTHER, HERE, &icmp(3, 4, &quoted))
+        };
+        let about6 = |to: Ipv6Addr| {
+            let quoted = ipv6(TCP, HERE6, to, &tcp(40000, 179));
+            ipv6(ICMPV6, OTHER6, HERE6, &icmp(2, 0, &quoted))
+        };
+        let packets = [about(PEER), about(OTHER), about6(PEER6), about6(OTHER6)];
+        let _far = FarEnd::new(move || inject(&packets));
+        let mut numbers: Vec<usize> = collector
+            .collect()
+            .iter()
+            .filter(|(queue, _, _)| *queue == ICMP)
+            .map(|(_, _, octets)| number_of(octets))
+            .collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [2, 4]);
+    });
+}
+
 fn marked_raw_socket() -> OwnedFd {
     let socket = socket::socket(
         AddressFamily::Inet,
@@ -499,7 +645,7 @@ fn with_a_vrf_segments_are_queued_once() {
         foreign.vrf = Some("blue".into());
         let firewall = Arc::new(Firewall::probe().unwrap());
         firewall
-            .install(&Ruleset::new(&[peer, foreign], ONE_WORKER, MARK).unwrap())
+            .install(&ruleset_with(ONE_WORKER, &[peer, foreign], &[]))
             .unwrap();
         let (tell, told) = std::sync::mpsc::channel();
         let _watcher = Watcher::spawn(Arc::clone(&firewall), move |links| {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ao_engine::policy::Prefix;
 use datapath::firewall::{Queues, Ruleset};
-use datapath::settings::{Choice, PeerSpec};
+use datapath::settings::{Backend, Choice, PeerSpec};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn};
 use nix::unistd::{geteuid, gettid};
@@ -105,8 +105,18 @@ pub(crate) fn peers() -> Vec<PeerSpec> {
     ]
 }
 
+/// Rules for peers that the userspace engine serves.
 pub(crate) fn ruleset(peers: &[PeerSpec]) -> Ruleset {
-    Ruleset::new(peers, QUEUES, MARK).unwrap()
+    ruleset_with(QUEUES, peers, &[])
+}
+
+/// Rules for peers of both backends.
+pub(crate) fn ruleset_with(queues: Queues, userspace: &[PeerSpec], kernel: &[PeerSpec]) -> Ruleset {
+    let peers = userspace
+        .iter()
+        .map(|peer| (peer, Backend::Userspace))
+        .chain(kernel.iter().map(|peer| (peer, Backend::Kernel)));
+    Ruleset::new(peers, queues, MARK).unwrap()
 }
 
 pub(crate) fn wait_for(

@@ -10,6 +10,7 @@ use ao_sys::xtables::Family;
 use super::{Table, prefix};
 use crate::firewall::ruleset::{Peer, Ruleset, port_range};
 use crate::firewall::{NEVER_TCP, Role, UNSIGNED_PER_SECOND};
+use crate::settings::Backend;
 
 /// A multiport match takes this many ports, a range counting as two.
 const MULTIPORT: usize = 15;
@@ -86,11 +87,14 @@ impl Render<'_> {
             ),
         };
         let icmp = self.chain("ICMP");
-        input.extend(
-            types
-                .iter()
-                .map(|kind| format!("-p {protocol} {option} {kind} -j {icmp}")),
-        );
+        let errors = self.icmp_errors();
+        if !errors.is_empty() {
+            input.extend(
+                types
+                    .iter()
+                    .map(|kind| format!("-p {protocol} {option} {kind} -j {icmp}")),
+            );
+        }
         let mut output: Vec<String> = self.unless_l3_master();
         // The engine's own. The mark alone is not enough: sockets inherit it from a verified SYN
         // with net.ipv4.tcp_fwmark_accept.
@@ -101,11 +105,17 @@ impl Render<'_> {
         output.extend(self.to_peers("TO"));
         let workers = self.workers();
         chains.extend(self.verify());
-        chains.extend(self.dispatch("FROM", Side::Source, |chain, index| {
+        chains.push((self.chain("SIGNED"), vec![unsigned("unsigned", "")]));
+        chains.extend(self.dispatch("FROM", Side::Source, |chain, index, _| {
             format!("-g {chain}VERIFY-{index}")
         }));
-        chains.extend(self.dispatch("TO", Side::Destination, |_, _| workers.clone()));
-        chains.push((icmp, self.icmp_errors()));
+        chains.extend(
+            self.dispatch("TO", Side::Destination, |chain, _, backend| match backend {
+                Backend::Kernel => format!("-g {chain}SIGNED"),
+                Backend::Userspace => workers.clone(),
+            }),
+        );
+        chains.push((icmp, errors));
         chains.push((self.chain("IN"), input));
         chains.push((self.chain("OUT"), output));
         Table {
@@ -116,19 +126,21 @@ impl Render<'_> {
     }
 
     fn filter(&self) -> Table {
-        let unsigned = format!(
-            "-p tcp -m tcp ! --tcp-option 29 {} -j DROP",
-            comment("guard", "")
-        );
+        let unsigned = unsigned("guard", "");
         let unverified = format!("{} -j DROP", comment("guard-unverified", ""));
         let mut chains = vec![
-            (self.chain("LEAVE"), vec![unsigned.clone()]),
-            (self.chain("ENTER"), vec![unsigned, unverified]),
+            (self.chain("SIGNED"), vec![unsigned.clone()]),
+            (self.chain("VERIFIED"), vec![unsigned, unverified]),
             self.fragments("FRAGMENT-OUT", Side::Destination),
         ];
-        chains.extend(self.dispatch("FROM", Side::Source, |chain, _| format!("-g {chain}ENTER")));
-        chains.extend(self.dispatch("TO", Side::Destination, |chain, _| {
-            format!("-g {chain}LEAVE")
+        chains.extend(
+            self.dispatch("FROM", Side::Source, |chain, _, backend| match backend {
+                Backend::Kernel => format!("-g {chain}SIGNED"),
+                Backend::Userspace => format!("-g {chain}VERIFIED"),
+            }),
+        );
+        chains.extend(self.dispatch("TO", Side::Destination, |chain, _, _| {
+            format!("-g {chain}SIGNED")
         }));
         let mut input = Vec::new();
         if self.family == Family::V6 {
@@ -190,7 +202,10 @@ impl Render<'_> {
         }
     }
 
-    /// Drops every packet of the peers that may be of a segment; reached by fragments only.
+    /// Drops every packet of the peers that may be of a segment; reached by fragments only. Those
+    /// of kernel peers, too: a fragment beyond the first has no header in which to look for
+    /// TCP-AO, and though the kernel verifies the whole segment, one to a socket without keys
+    /// would pass. BGP speakers do not fragment.
     fn fragments(&self, chain: &str, side: Side) -> (String, Vec<String>) {
         let mut rules = Vec::new();
         if self.family == Family::V6 {
@@ -219,10 +234,10 @@ impl Render<'_> {
             .collect()
     }
 
-    /// What happens to a segment of one peer before the engine sees it.
+    /// What happens to a segment of one peer before the backend sees it. The kernel verifies by
+    /// itself; the end of the chain leads back to before the dispatch.
     fn verify(&self) -> Vec<(String, Vec<String>)> {
         let workers = self.workers();
-        let unsigned = "-p tcp -m tcp ! --tcp-option 29";
         let hops = match self.family {
             Family::V4 => "-m ttl --ttl-lt",
             Family::V6 => "-m hl --hl-lt",
@@ -234,26 +249,31 @@ impl Render<'_> {
                     let comment = comment("ttl", &peer.name);
                     rules.push(format!("{hops} {} {comment} -j DROP", peer.ttl_min));
                 }
-                rules.push(format!(
-                    "{unsigned} -m limit --limit {UNSIGNED_PER_SECOND}/sec --limit-burst \
-                     {UNSIGNED_PER_SECOND} {workers}"
-                ));
-                rules.push(format!(
-                    "{unsigned} {} -j DROP",
-                    comment("unsigned", &peer.name)
-                ));
-                rules.push(workers.clone());
+                let dropped = unsigned("unsigned", &peer.name);
+                match peer.backend {
+                    Backend::Kernel => rules.push(dropped),
+                    Backend::Userspace => rules.extend([
+                        format!(
+                            "{UNSIGNED} -m limit --limit {UNSIGNED_PER_SECOND}/sec --limit-burst \
+                             {UNSIGNED_PER_SECOND} {workers}"
+                        ),
+                        dropped,
+                        workers.clone(),
+                    ]),
+                }
                 (self.chain(&format!("VERIFY-{index}")), rules)
             })
             .collect()
     }
 
-    /// Finds the peer of a segment, the most specific first.
+    /// Finds the peer of a segment, the most specific first, and goes to its target. Nothing but
+    /// the way in is a jump, so that the end of a target leads back to before the dispatch: no
+    /// shorter prefix is tried then.
     fn dispatch(
         &self,
         name: &str,
         side: Side,
-        target: impl Fn(&str, usize) -> String,
+        target: impl Fn(&str, usize, Backend) -> String,
     ) -> Vec<(String, Vec<String>)> {
         let rule = |(index, peer): (usize, &Peer)| {
             format!(
@@ -262,7 +282,7 @@ impl Render<'_> {
                 local(side, peer),
                 device(side, peer),
                 port_range(&peer.ports, ':'),
-                target(prefix(self.role), index),
+                target(prefix(self.role), index, peer.backend),
             )
         };
         let (hosts, nets): (Vec<_>, Vec<_>) =
@@ -276,15 +296,17 @@ impl Render<'_> {
             let bucket = low_bits(peer.remote.address()) % BUCKETS;
             buckets.entry(bucket).or_default().push(rule((index, peer)));
         }
+        let networks = self.chain(&format!("{name}-NETS"));
         let mut top = Vec::new();
-        let mut chains = Vec::new();
-        for (bucket, rules) in buckets {
+        let mut chains = vec![(networks.clone(), nets.into_iter().map(rule).collect())];
+        for (bucket, mut rules) in buckets {
             let chain = self.chain(&format!("{name}-{bucket}"));
             let (value, mask) = bucket_match(self.family, bucket);
-            top.push(format!("{} {value}/{mask} -j {chain}", flag(side)));
+            top.push(format!("{} {value}/{mask} -g {chain}", flag(side)));
+            rules.push(format!("-g {networks}"));
             chains.push((chain, rules));
         }
-        top.extend(nets.into_iter().map(rule));
+        top.push(format!("-g {networks}"));
         chains.push((self.chain(name), top));
         chains
     }
@@ -293,7 +315,8 @@ impl Render<'_> {
     fn icmp_errors(&self) -> Vec<String> {
         let queue = format!("-j NFQUEUE --queue-num {}", self.ruleset.queues.icmp());
         let mut rules = Vec::new();
-        if self.family == Family::V6 {
+        let peers = self.ruleset.quoted(self.family);
+        if self.family == Family::V6 && !peers.is_empty() {
             // What a fragment quotes may be in a later one, which no rule sees; no real error is
             // that long (RFC 4443 §2.4 c). Behind other extension headers the quoted packet is
             // not at its place: the engine finds it.
@@ -302,7 +325,7 @@ impl Render<'_> {
             // UDP and ICMPv6 need none of our care; TCP may follow quoted extension headers.
             rules.push("-m u32 --u32 \"52>>8&0xFF=17,58\" -j RETURN".to_owned());
         }
-        for (_, peer) in self.peers() {
+        for peer in peers {
             let device = device(Side::Source, peer);
             let quoted = quoted_destination(peer);
             let quoted = if quoted.is_empty() {
@@ -310,7 +333,10 @@ impl Render<'_> {
             } else {
                 format!("-m u32 --u32 \"{quoted}\" ")
             };
-            let rule = format!("{device}{quoted}{queue}");
+            let rule = match peer.backend {
+                Backend::Kernel => format!("{device}{quoted}-j RETURN"),
+                Backend::Userspace => format!("{device}{quoted}{queue}"),
+            };
             if !rules.contains(&rule) {
                 rules.push(rule);
             }
@@ -425,6 +451,14 @@ fn device(side: Side, peer: &Peer) -> String {
     .unwrap_or_default()
 }
 
+/// Segments without TCP-AO.
+const UNSIGNED: &str = "-p tcp -m tcp ! --tcp-option 29";
+
+/// Drops and counts segments without TCP-AO.
+fn unsigned(counter: &str, peer: &str) -> String {
+    format!("{UNSIGNED} {} -j DROP", comment(counter, peer))
+}
+
 /// A comment by which a rule's count is found again.
 fn comment(name: &str, peer: &str) -> String {
     let separator = if peer.is_empty() { "" } else { ":" };
@@ -435,7 +469,7 @@ fn comment(name: &str, peer: &str) -> String {
 mod tests {
     use super::super::render_text;
     use super::*;
-    use crate::firewall::ruleset::tests::{QUEUES, spec};
+    use crate::firewall::ruleset::tests::{ruleset, spec};
 
     #[test]
     fn ports_are_packed_into_matches_of_fifteen() {
@@ -453,19 +487,27 @@ mod tests {
             .map(|n| spec("p", &format!("10.0.0.{n}")))
             .chain([spec("net", "10.0.0.0/24")])
             .collect();
-        let ruleset = Ruleset::new(&peers, QUEUES, 1).unwrap();
+        let ruleset = ruleset(&peers, Backend::Userspace);
         let text = render_text(Role::Guard, Family::V4, &ruleset);
-        assert!(text.contains("-A AO-GUARD-FROM -s 0.0.0.7/0.0.0.31 -j AO-GUARD-FROM-7\n"));
+        assert!(text.contains("-A AO-GUARD-FROM -s 0.0.0.7/0.0.0.31 -g AO-GUARD-FROM-7\n"));
         assert!(text.contains("-A AO-GUARD-FROM-7 -s 10.0.0.39 "));
-        let net = text.find("-A AO-GUARD-FROM -s 10.0.0.0/24").unwrap();
-        let last_bucket = text.find("-A AO-GUARD-FROM -s 0.0.0.31/").unwrap();
-        assert!(last_bucket < net);
+        // Whatever the bucket, the networks come last.
+        assert!(text.contains("-A AO-GUARD-FROM-NETS -s 10.0.0.0/24 "));
+        for chain in ["AO-GUARD-FROM", "AO-GUARD-FROM-7"] {
+            let rules = text
+                .lines()
+                .filter(|line| line.starts_with(&format!("-A {chain} ")));
+            assert_eq!(
+                rules.last().unwrap(),
+                format!("-A {chain} -g AO-GUARD-FROM-NETS")
+            );
+        }
     }
 
     #[test]
     fn prefixes_are_tested_word_by_word() {
         let quoted = |remote| {
-            let ruleset = Ruleset::new(&[spec("p", remote)], QUEUES, 1).unwrap();
+            let ruleset = ruleset(&[spec("p", remote)], Backend::Userspace);
             quoted_destination(&ruleset.peers[0])
         };
         assert_eq!(

@@ -5,6 +5,8 @@ use std::fs;
 /// Bit numbers of linux/capability.h.
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
+const CAP_SYS_PTRACE: u32 = 19;
+const CAP_SYS_ADMIN: u32 = 21;
 
 /// Whether CAP_NET_ADMIN is in the calling thread's effective set.
 #[must_use]
@@ -16,6 +18,20 @@ pub fn have_net_admin() -> bool {
 #[must_use]
 pub fn have_net_raw() -> bool {
     have(CAP_NET_RAW)
+}
+
+/// Whether CAP_SYS_PTRACE is in the calling thread's effective set: it lets a program take copies
+/// of another's descriptors and read its memory.
+#[must_use]
+pub fn have_sys_ptrace() -> bool {
+    have(CAP_SYS_PTRACE)
+}
+
+/// Whether CAP_SYS_ADMIN is in the calling thread's effective set: it lets a program install a
+/// seccomp filter without giving up set-user-ID programs.
+#[must_use]
+pub fn have_sys_admin() -> bool {
+    have(CAP_SYS_ADMIN)
 }
 
 fn have(capability: u32) -> bool {

@@ -5,9 +5,15 @@ pub mod links;
 mod netlink;
 pub mod nfqueue;
 pub mod nftables;
+pub mod pidfd;
 pub mod probe;
+pub mod process;
 pub mod raw;
 pub mod route;
+pub mod seccomp;
 pub mod sock_diag;
 mod socket;
+pub mod tcp_ao;
+#[cfg(test)]
+mod test_support;
 pub mod xtables;

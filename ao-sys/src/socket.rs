@@ -44,6 +44,46 @@ pub(crate) fn get(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<c
     check(status).map(|()| value)
 }
 
+/// A kernel structure that the socket calls may read and write whole.
+///
+/// # Safety
+/// Every pattern of octets is a valid value, and there is no padding.
+pub(crate) unsafe trait Plain {}
+
+// SAFETY: an integer.
+unsafe impl Plain for u64 {}
+
+/// Sets an option that is a structure.
+pub(crate) fn set_value<T: Plain>(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    value: &T,
+) -> io::Result<()> {
+    let pointer = (&raw const *value).cast::<c_void>();
+    // SAFETY: the pointer and the length describe `value`, which outlives the call and, being
+    // `Plain`, has no octet that is not initialized.
+    let status =
+        unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, pointer, length_of::<T>()) };
+    check(status)
+}
+
+/// Reads an option that is a structure; what the kernel does not write stays as it was. Returns
+/// the length that the kernel says it has written.
+pub(crate) fn get_value<T: Plain>(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    value: &mut T,
+) -> io::Result<usize> {
+    let mut length = length_of::<T>();
+    let pointer = (&raw mut *value).cast::<c_void>();
+    // SAFETY: the kernel writes at most `length` octets, the size of `value`, and whatever it
+    // writes is a valid `Plain`.
+    let status = unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, pointer, &raw mut length) };
+    check(status).map(|()| length as usize)
+}
+
 /// The error of a call that reports it through `errno`.
 pub(crate) fn check(status: c_int) -> io::Result<()> {
     if status < 0 {
@@ -59,8 +99,8 @@ pub(crate) enum KernelAddress {
     V6(libc::sockaddr_in6),
 }
 
-const AF_INET: libc::sa_family_t = 2;
-const AF_INET6: libc::sa_family_t = 10;
+pub(crate) const AF_INET: libc::sa_family_t = 2;
+pub(crate) const AF_INET6: libc::sa_family_t = 10;
 
 impl KernelAddress {
     /// The address with port 0 unless given; `scope` is the interface of a link-local address.

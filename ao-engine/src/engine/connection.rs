@@ -149,6 +149,12 @@ impl<K> Connection<K> {
         self.keys.clear();
     }
 
+    /// SendID of current_key and RecvID of rnext_key.
+    pub(super) fn key_ids(&self, peer: &Peer) -> Option<(u8, u8)> {
+        let current = peer.keys.get(self.current)?.send_id;
+        Some((current, peer.keys.get(self.rnext)?.recv_id))
+    }
+
     pub(super) fn set_local_isn(&mut self, isn: u32) {
         self.local_isn = Some(isn);
         self.sent = HighWater::from_isn(isn);

@@ -210,6 +210,10 @@ impl<P: MacProvider> Engine<P> {
 
     /// Replaces the policy. Connections whose peer is gone, or has no keys left, are forgotten;
     /// the others keep current_key and rnext_key by their IDs where these still exist.
+    ///
+    /// Where a peer has another first key than before, that key becomes rnext_key: which one the
+    /// far end is asked to use is a matter of management (RFC 5925 §3.3). current_key is the far
+    /// end's to move, by its RNextKeyID, as long as the key exists.
     pub fn set_policy(&mut self, policy: Arc<Policy>) {
         let old = core::mem::replace(&mut self.policy, policy);
         let policy = &self.policy;
@@ -219,13 +223,22 @@ impl<P: MacProvider> Engine<P> {
             let Some((index, peer)) = usable_peer(policy, &connection.id) else {
                 continue;
             };
-            let ids = old.peers().get(connection.peer).and_then(|was| {
-                let current = was.keys.get(connection.current)?.send_id;
-                Some((current, was.keys.get(connection.rnext)?.recv_id))
-            });
-            let (current, rnext) = ids.unwrap_or_default();
+            let was = old.peers().get(connection.peer);
+            let before = was.and_then(|was| connection.key_ids(was));
+            let (current, mut rnext) = before.unwrap_or_default();
+            if was.and_then(first_key) != first_key(peer) {
+                rnext = peer.keys.first().map_or(rnext, |first| first.recv_id);
+            }
             connection.peer = index;
             connection.choose_keys(peer, current, rnext);
+            // Else a restart would ask for the former key again.
+            if connection.local_isn.is_some() && connection.key_ids(peer) != before {
+                self.changes.push(Change {
+                    packet: None,
+                    entry: connection.entry,
+                    action: Action::Save(connection.record(peer)),
+                });
+            }
         }
         self.counters.follow(policy);
     }
@@ -465,8 +478,13 @@ impl<P: MacProvider> Engine<P> {
     }
 }
 
+/// SendID and RecvID of the preferred key.
+fn first_key(peer: &Arc<Peer>) -> Option<(u8, u8)> {
+    peer.keys.first().map(|key| (key.send_id, key.recv_id))
+}
+
 /// The peer that covers a connection, if it has a key at all.
-fn usable_peer<'a>(policy: &'a Policy, id: &ConnectionId) -> Option<(usize, &'a Peer)> {
+fn usable_peer<'a>(policy: &'a Policy, id: &ConnectionId) -> Option<(usize, &'a Arc<Peer>)> {
     let index = policy.find(id)?;
     let peer = policy.peers().get(index)?;
     (!peer.keys.is_empty()).then_some((index, peer))

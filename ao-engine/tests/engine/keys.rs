@@ -232,8 +232,8 @@ fn a_policy_change_keeps_the_keys_in_use_by_their_ids() {
         .receive_with(&session.of_far(ACK | PSH, 1, 1).payload(b"a"), 0, 3, 0)
         .passed();
     let before = session.host.counters("far");
-    let mut keys = vec![Arc::new(key(7, 8, HmacSha256_128))];
-    keys.extend(session.keys.iter().cloned());
+    let mut keys = session.keys.clone();
+    keys.push(Arc::new(key(7, 8, HmacSha256_128)));
     session
         .host
         .set_policy(vec![Host::peer(session.far, &keys)]);
@@ -246,7 +246,7 @@ fn a_policy_change_keeps_the_keys_in_use_by_their_ids() {
     session.assert_signed(&out.bytes, 1, 0);
 
     // A key added is usable at once, a key removed gives way to the first.
-    session.keys.insert(0, keys[0].clone());
+    session.keys.insert(0, keys[2].clone());
     session
         .receive_with(&session.of_far(ACK, 2, 1), 0, 3, 0)
         .passed();
@@ -260,6 +260,68 @@ fn a_policy_change_keeps_the_keys_in_use_by_their_ids() {
     );
     let out = session.send(&session.of_local(ACK, 1, 2));
     session.assert_signed(&out.bytes, 0, 0);
+}
+
+/// RFC 5925 §3.3: management chooses rnext_key, the far end current_key. The four steps of a key
+/// change: add, prefer, wait, remove.
+#[test]
+fn another_first_key_becomes_rnext_key_and_nothing_else() {
+    let mut session = Session::established(two_keys());
+    let [old, new] = [session.keys[0].clone(), session.keys[1].clone()];
+    let set = |session: &mut Session, keys: &[Arc<Mkt>]| {
+        let peer = Host::peer(session.far, keys);
+        session.host.set_policy(vec![peer]);
+        session.view(|view| (view.current_key, view.rnext_key))
+    };
+    // The same keys again, or another one behind them, move nothing and need no record.
+    assert_eq!(set(&mut session, &[old.clone(), new.clone()]), Some((1, 2)));
+    let spare = Arc::new(key(7, 8, HmacSha256_128));
+    let keys = [old.clone(), new.clone(), spare];
+    assert_eq!(set(&mut session, &keys), Some((1, 2)));
+    assert_eq!(session.host.take_changes().len(), 0);
+
+    session.keys = vec![new.clone(), old.clone()];
+    let keys = session.keys.clone();
+    assert_eq!(set(&mut session, &keys), Some((1, 4)));
+    let out = session.send(&session.of_local(ACK, 1, 1));
+    session.assert_signed(&out.bytes, 1, 0);
+    assert_eq!(Tcp::parse(&out.bytes).ao(), Some((1, 4)));
+    // A restart does not take it back.
+    session.host.take_changes();
+    session.host.restart();
+    let ids = session.view(|view| (view.current_key, view.rnext_key));
+    assert_eq!(ids, Some((1, 4)));
+
+    // The far end signs with either key, and moves current_key when it asks for another.
+    session
+        .receive_with(&session.of_far(ACK | PSH, 1, 1).payload(b"a"), 1, 1, 0)
+        .passed();
+    session
+        .receive_with(&session.of_far(ACK | PSH, 2, 1).payload(b"b"), 0, 3, 0)
+        .passed();
+    let out = session.send(&session.of_local(ACK, 1, 3));
+    session.assert_signed(&out.bytes, 0, 0);
+    session.keys.truncate(1);
+    let keys = session.keys.clone();
+    assert_eq!(set(&mut session, &keys), Some((3, 4)));
+    session.assert_alive();
+}
+
+/// While the preference stays, a key of an opening or changed connection is not touched.
+#[test]
+fn rnext_key_stays_where_it_was_while_the_first_key_stays() {
+    let mut session = Session::established(two_keys());
+    let [old, new] = [session.keys[0].clone(), session.keys[1].clone()];
+    let spare = Arc::new(key(7, 8, HmacSha256_128));
+    for keys in [
+        [new.clone(), old.clone(), spare.clone()],
+        [new.clone(), spare, old],
+    ] {
+        let peer = Host::peer(session.far, &keys);
+        session.host.set_policy(vec![peer]);
+        let ids = session.view(|view| (view.current_key, view.rnext_key));
+        assert_eq!(ids, Some((1, 4)));
+    }
 }
 
 #[test]

@@ -494,11 +494,11 @@ mod tests {
         // Whatever the bucket, the networks come last.
         assert!(text.contains("-A AO-GUARD-FROM-NETS -s 10.0.0.0/24 "));
         for chain in ["AO-GUARD-FROM", "AO-GUARD-FROM-7"] {
-            let rules = text
+            let mut rules = text
                 .lines()
                 .filter(|line| line.starts_with(&format!("-A {chain} ")));
             assert_eq!(
-                rules.last().unwrap(),
+                rules.next_back().unwrap(),
                 format!("-A {chain} -g AO-GUARD-FROM-NETS")
             );
         }

@@ -11,7 +11,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use datapath::report::{PeerReport, QueueReport, Report, Session, SessionState};
+use datapath::report::{
+    KernelReport, KeyUse, LaunchedDaemon, PeerReport, QueueReport, Report, Session, SessionState,
+};
+use datapath::settings::Backend;
 use grpc_api::{ApiSocket, PeerFacts, Snapshot, SocketError, Source};
 use insta::assert_snapshot;
 use tempfile::TempDir;
@@ -115,6 +118,8 @@ fn peer(name: &str, address: &str, sessions: u32, drops: &[(&'static str, u64)])
     PeerReport {
         name: name.into(),
         address: address.into(),
+        backend: Backend::Userspace,
+        backend_reason: "configured".into(),
         sessions,
         segments_good: u64::from(sessions) * 1000,
         segments_sent: u64::from(sessions) * 900,
@@ -128,6 +133,7 @@ fn session(peer: &str, local: SocketAddr, remote: SocketAddr, state: SessionStat
         local,
         remote,
         vrf: None,
+        backend: Backend::Userspace,
         state,
         current_key: 1,
         rnext_key: 2,
@@ -135,8 +141,11 @@ fn session(peer: &str, local: SocketAddr, remote: SocketAddr, state: SessionStat
         segments_bad: 3,
         segments_unsigned: 4,
         segments_sent: 900,
-        snd_sne: 0,
-        rcv_sne: 1,
+        key_not_found: 0,
+        dropped_icmp: 0,
+        keys: Vec::new(),
+        snd_sne: Some(0),
+        rcv_sne: Some(1),
     }
 }
 
@@ -205,6 +214,7 @@ fn snapshot() -> Snapshot {
             ],
             drops: BTreeMap::from([("no-peer", 7)]),
             firewall_drops: BTreeMap::from([("guard", 1), ("unsigned", 100_000)]),
+            kernel: None,
         },
     }
 }
@@ -221,10 +231,10 @@ strips TCP-AO   yes
 rules restored  2
 queue overruns  6
 
-PEER     ADDRESS        PORTS    STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED
-as64502  10.0.0.2       179      established         1  transit       1  1000   900        7
-ix       2001:db8::/64  179-180  down                0  transit       2     0     0        0
-new      fe80::1%eth0   179      blocked             0  transit       0     0     0        0
+PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED
+as64502  10.0.0.2       179      userspace  established         1  transit       1  1000   900        7
+ix       2001:db8::/64  179-180  userspace  down                0  transit       2     0     0        0
+new      fe80::1%eth0   179      userspace  blocked             0  transit       0     0     0        0
 ");
     assert_snapshot!(server.answer(&["status", "--json"]), @r#"
 {
@@ -259,7 +269,9 @@ new      fe80::1%eth0   179      blocked             0  transit       0     0   
       "ports": "179",
       "segments_good": 1000,
       "segments_sent": 900,
-      "segments_dropped": 7
+      "segments_dropped": 7,
+      "datapath": "userspace",
+      "datapath_reason": "configured"
     },
     {
       "name": "ix",
@@ -271,7 +283,9 @@ new      fe80::1%eth0   179      blocked             0  transit       0     0   
       "ports": "179-180",
       "segments_good": 0,
       "segments_sent": 0,
-      "segments_dropped": 0
+      "segments_dropped": 0,
+      "datapath": "userspace",
+      "datapath_reason": "configured"
     },
     {
       "name": "new",
@@ -283,9 +297,12 @@ new      fe80::1%eth0   179      blocked             0  transit       0     0   
       "ports": "179",
       "segments_good": 0,
       "segments_sent": 0,
-      "segments_dropped": 0
+      "segments_dropped": 0,
+      "datapath": "userspace",
+      "datapath_reason": "configured"
     }
-  ]
+  ],
+  "kernel": null
 }
 "#);
 }
@@ -294,11 +311,11 @@ new      fe80::1%eth0   179      blocked             0  transit       0     0   
 fn sessions_are_shown() {
     let server = Server::start(Some(snapshot()));
     assert_snapshot!(server.answer(&["sessions"]), @r"
-PEER     LOCAL              REMOTE              VRF   STATE        CURRENT  RNEXT  GOOD  BAD  UNSIGNED  SENT  SND-SNE  RCV-SNE
-as64502  10.0.0.1:179       10.0.0.2:40002      -     established        1      2  1000    3         4   900        0        1
-as64502  10.0.0.1:40123     10.0.0.2:179        blue  restored           1      2  1000    3         4   900        0        1
-ix       [2001:db8::1]:179  [2001:db8::2]:5000  -     closing            1      2  1000    3         4   900        0        1
-ix       [fe80::2%lo]:179   [fe80::1%lo]:40001  -     opening            1      2  1000    3         4   900        0        1
+PEER     LOCAL              REMOTE              VRF   DATAPATH   STATE        CURRENT  RNEXT  GOOD  BAD  UNSIGNED  SENT  SND-SNE  RCV-SNE
+as64502  10.0.0.1:179       10.0.0.2:40002      -     userspace  established        1      2  1000    3         4   900        0        1
+as64502  10.0.0.1:40123     10.0.0.2:179        blue  userspace  restored           1      2  1000    3         4   900        0        1
+ix       [2001:db8::1]:179  [2001:db8::2]:5000  -     userspace  closing            1      2  1000    3         4   900        0        1
+ix       [fe80::2%lo]:179   [fe80::1%lo]:40001  -     userspace  opening            1      2  1000    3         4   900        0        1
 ");
     assert_snapshot!(server.answer(&["--json", "sessions"]), @r#"
 [
@@ -315,7 +332,11 @@ ix       [fe80::2%lo]:179   [fe80::1%lo]:40001  -     opening            1      
     "segments_unsigned": 4,
     "segments_sent": 900,
     "snd_sne": 0,
-    "rcv_sne": 1
+    "rcv_sne": 1,
+    "datapath": "userspace",
+    "keys": [],
+    "key_not_found": 0,
+    "dropped_icmp": 0
   },
   {
     "peer": "as64502",
@@ -330,7 +351,11 @@ ix       [fe80::2%lo]:179   [fe80::1%lo]:40001  -     opening            1      
     "segments_unsigned": 4,
     "segments_sent": 900,
     "snd_sne": 0,
-    "rcv_sne": 1
+    "rcv_sne": 1,
+    "datapath": "userspace",
+    "keys": [],
+    "key_not_found": 0,
+    "dropped_icmp": 0
   },
   {
     "peer": "ix",
@@ -345,7 +370,11 @@ ix       [fe80::2%lo]:179   [fe80::1%lo]:40001  -     opening            1      
     "segments_unsigned": 4,
     "segments_sent": 900,
     "snd_sne": 0,
-    "rcv_sne": 1
+    "rcv_sne": 1,
+    "datapath": "userspace",
+    "keys": [],
+    "key_not_found": 0,
+    "dropped_icmp": 0
   },
   {
     "peer": "ix",
@@ -360,7 +389,11 @@ ix       [fe80::2%lo]:179   [fe80::1%lo]:40001  -     opening            1      
     "segments_unsigned": 4,
     "segments_sent": 900,
     "snd_sne": 0,
-    "rcv_sne": 1
+    "rcv_sne": 1,
+    "datapath": "userspace",
+    "keys": [],
+    "key_not_found": 0,
+    "dropped_icmp": 0
   }
 ]
 "#);
@@ -370,10 +403,10 @@ ix       [fe80::2%lo]:179   [fe80::1%lo]:40001  -     opening            1      
 fn peers_are_shown() {
     let server = Server::start(Some(snapshot()));
     assert_snapshot!(server.answer(&["peers"]), @r"
-PEER     ADDRESS        PORTS    STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED
-as64502  10.0.0.2       179      established         1  transit       1  1000   900        7
-ix       2001:db8::/64  179-180  down                0  transit       2     0     0        0
-new      fe80::1%eth0   179      blocked             0  transit       0     0     0        0
+PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED
+as64502  10.0.0.2       179      userspace  established         1  transit       1  1000   900        7
+ix       2001:db8::/64  179-180  userspace  down                0  transit       2     0     0        0
+new      fe80::1%eth0   179      userspace  blocked             0  transit       0     0     0        0
 ");
     assert_snapshot!(server.answer(&["peers", "--json"]), @r#"
 [
@@ -387,7 +420,9 @@ new      fe80::1%eth0   179      blocked             0  transit       0     0   
     "ports": "179",
     "segments_good": 1000,
     "segments_sent": 900,
-    "segments_dropped": 7
+    "segments_dropped": 7,
+    "datapath": "userspace",
+    "datapath_reason": "configured"
   },
   {
     "name": "ix",
@@ -399,7 +434,9 @@ new      fe80::1%eth0   179      blocked             0  transit       0     0   
     "ports": "179-180",
     "segments_good": 0,
     "segments_sent": 0,
-    "segments_dropped": 0
+    "segments_dropped": 0,
+    "datapath": "userspace",
+    "datapath_reason": "configured"
   },
   {
     "name": "new",
@@ -411,7 +448,9 @@ new      fe80::1%eth0   179      blocked             0  transit       0     0   
     "ports": "179",
     "segments_good": 0,
     "segments_sent": 0,
-    "segments_dropped": 0
+    "segments_dropped": 0,
+    "datapath": "userspace",
+    "datapath_reason": "configured"
   }
 ]
 "#);
@@ -486,6 +525,101 @@ queue 7901    overruns             1
   "rules_restored": 2
 }
 "#);
+}
+
+#[test]
+fn the_kernel_backend_is_shown() {
+    let mut snapshot = snapshot();
+    let report = &mut snapshot.report;
+    report.kernel = Some(KernelReport {
+        tcp_ao: true,
+        daemons: [("bird", 812), ("bgpd", 901)]
+            .map(|(name, pid)| LaunchedDaemon {
+                name: name.into(),
+                pid,
+            })
+            .into(),
+        listeners: 2,
+        optmem_max: 524_288,
+        optmem_raised_from: Some(131_072),
+        problems: vec!["bgpd (901): no key for 10.0.0.2".into()],
+    });
+    report.peers.truncate(1);
+    report.peers[0].backend = Backend::Kernel;
+    report.peers[0].backend_reason = "bird was launched by ao-sidecar exec".into();
+    report.sessions = vec![Session {
+        backend: Backend::Kernel,
+        key_not_found: 6,
+        dropped_icmp: 7,
+        keys: vec![KeyUse {
+            send_id: 1,
+            recv_id: 2,
+            good: 1000,
+            bad: 3,
+        }],
+        snd_sne: None,
+        rcv_sne: None,
+        ..report.sessions.remove(2)
+    }];
+    let server = Server::start(Some(snapshot));
+    assert_snapshot!(server.answer(&["status"]), @r"
+ao-sidecar 1.2.3, up 1d 2h 3m 4s
+datapath        userspace
+queue rules     iptables
+guard           nftables
+strips TCP-AO   yes
+rules restored  2
+queue overruns  6
+kernel TCP-AO   yes
+daemons         bird (812), bgpd (901)
+listeners       2
+option memory   524288 octets, raised from 131072
+problem         bgpd (901): no key for 10.0.0.2
+
+PEER     ADDRESS   PORTS  DATAPATH  STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED
+as64502  10.0.0.2  179    kernel    established         1  transit       1  1000   900        7
+");
+    assert_snapshot!(server.answer(&["sessions"]), @r"
+PEER     LOCAL         REMOTE          VRF  DATAPATH  STATE        CURRENT  RNEXT  GOOD  BAD  UNSIGNED  SENT  SND-SNE  RCV-SNE
+as64502  10.0.0.1:179  10.0.0.2:40002  -    kernel    established        1      2  1000    3         4   900        -        -
+");
+    assert_snapshot!(server.answer(&["sessions", "--json"]), @r#"
+[
+  {
+    "peer": "as64502",
+    "local": "10.0.0.1:179",
+    "remote": "10.0.0.2:40002",
+    "vrf": null,
+    "state": "established",
+    "current_key": 1,
+    "rnext_key": 2,
+    "segments_good": 1000,
+    "segments_bad": 3,
+    "segments_unsigned": 4,
+    "segments_sent": 900,
+    "snd_sne": null,
+    "rcv_sne": null,
+    "datapath": "kernel",
+    "keys": [
+      {
+        "send_id": 1,
+        "recv_id": 2,
+        "good": 1000,
+        "bad": 3
+      }
+    ],
+    "key_not_found": 6,
+    "dropped_icmp": 7
+  }
+]
+"#);
+    let status = server.answer(&["status", "--json"]);
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["kernel"]["daemons"][1]["pid"], 901);
+    assert_eq!(status["kernel"]["optmem_raised_from"], 131_072);
+    assert_eq!(status["peers"][0]["datapath"], "kernel");
+    let reason = &status["peers"][0]["datapath_reason"];
+    assert_eq!(reason, "bird was launched by ao-sidecar exec");
 }
 
 #[test]

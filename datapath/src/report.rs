@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::settings::Backend;
+
 /// How far a session is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionState {
@@ -30,6 +32,19 @@ impl SessionState {
     }
 }
 
+/// How much a key of a session was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyUse {
+    /// Its SendID.
+    pub send_id: u8,
+    /// Its RecvID.
+    pub recv_id: u8,
+    /// Segments from the peer that verified with it.
+    pub good: u64,
+    /// Segments from the peer that named it and did not verify.
+    pub bad: u64,
+}
+
 /// One TCP session.
 #[derive(Clone, Debug)]
 pub struct Session {
@@ -41,6 +56,8 @@ pub struct Session {
     pub remote: SocketAddr,
     /// VRF device, if the session lives in one.
     pub vrf: Option<String>,
+    /// Who signs and verifies its segments.
+    pub backend: Backend,
     /// How far it is.
     pub state: SessionState,
     /// SendID of current_key.
@@ -55,10 +72,16 @@ pub struct Session {
     pub segments_unsigned: u64,
     /// Segments signed and sent.
     pub segments_sent: u64,
-    /// Sequence number extension of what was sent last.
-    pub snd_sne: u32,
-    /// Sequence number extension of what was received last.
-    pub rcv_sne: u32,
+    /// Segments from the peer with a KeyID that the kernel has no key for.
+    pub key_not_found: u64,
+    /// ICMP errors about the session that the kernel did not believe.
+    pub dropped_icmp: u64,
+    /// The kernel's counts of each key; empty with the userspace backend.
+    pub keys: Vec<KeyUse>,
+    /// Sequence number extension of what was sent last, where the backend tells.
+    pub snd_sne: Option<u32>,
+    /// Sequence number extension of what was received last, where the backend tells.
+    pub rcv_sne: Option<u32>,
 }
 
 /// One configured peer.
@@ -68,6 +91,10 @@ pub struct PeerReport {
     pub name: Arc<str>,
     /// Its address or prefix, as configured (`fe80::1%eth0`, `10.0.0.0/24`).
     pub address: String,
+    /// Who signs and verifies its segments.
+    pub backend: Backend,
+    /// Why it is this backend.
+    pub backend_reason: String,
     /// Sessions established.
     pub sessions: u32,
     /// Segments verified.
@@ -89,7 +116,33 @@ pub struct QueueReport {
     pub overruns: u64,
 }
 
-/// The whole backend.
+/// A daemon that `ao-sidecar exec` launched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaunchedDaemon {
+    /// The name of its program, as the kernel has it.
+    pub name: String,
+    /// Its process.
+    pub pid: u32,
+}
+
+/// The kernel backend.
+#[derive(Clone, Debug, Default)]
+pub struct KernelReport {
+    /// Whether this kernel has TCP-AO.
+    pub tcp_ao: bool,
+    /// Daemons that run under `ao-sidecar exec`.
+    pub daemons: Vec<LaunchedDaemon>,
+    /// Listening sockets that have keys.
+    pub listeners: u32,
+    /// The limit of option memory per socket, in octets (`net.core.optmem_max`).
+    pub optmem_max: u64,
+    /// What that limit was before the sidecar raised it.
+    pub optmem_raised_from: Option<u64>,
+    /// What sockets lack of what they should have, for people.
+    pub problems: Vec<String>,
+}
+
+/// The whole datapath.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Which firewall carries the queue rules: `nftables` or `iptables`.
@@ -110,4 +163,6 @@ pub struct Report {
     pub drops: BTreeMap<&'static str, u64>,
     /// Packets dropped by the firewall itself, by rule (`unsigned`, `fragment`, `ttl`, `guard`).
     pub firewall_drops: BTreeMap<&'static str, u64>,
+    /// The kernel backend; `None` when it does not run.
+    pub kernel: Option<KernelReport>,
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use datapath::report::{PeerReport, QueueReport, SessionState};
+use datapath::report::{KernelReport, KeyUse, PeerReport, QueueReport, SessionState};
 
 use crate::service::{PeerFacts, Snapshot};
 use crate::v1;
@@ -20,6 +20,7 @@ pub(crate) fn status(snapshot: &Snapshot) -> v1::GetStatusResponse {
         rules_restored: report.rules_restored,
         queues: queues(&report.queues),
         peers: peers(snapshot).peers,
+        kernel: report.kernel.as_ref().map(kernel),
     }
 }
 
@@ -51,6 +52,10 @@ pub(crate) fn sessions(snapshot: &Snapshot) -> v1::ListSessionsResponse {
         segments_sent: session.segments_sent,
         snd_sne: session.snd_sne,
         rcv_sne: session.rcv_sne,
+        datapath: session.backend.as_str().to_owned(),
+        keys: session.keys.iter().map(key_use).collect(),
+        key_not_found: session.key_not_found,
+        dropped_icmp: session.dropped_icmp,
     });
     v1::ListSessionsResponse {
         sessions: sessions.collect(),
@@ -91,6 +96,32 @@ fn peer(report: &PeerReport, facts: Option<&PeerFacts>) -> v1::Peer {
         keys,
         first_port: first_port.into(),
         last_port: last_port.into(),
+        datapath: report.backend.as_str().to_owned(),
+        datapath_reason: report.backend_reason.clone(),
+    }
+}
+
+fn kernel(report: &KernelReport) -> v1::Kernel {
+    let daemons = report.daemons.iter().map(|daemon| v1::Daemon {
+        name: daemon.name.clone(),
+        pid: daemon.pid,
+    });
+    v1::Kernel {
+        tcp_ao: report.tcp_ao,
+        daemons: daemons.collect(),
+        listeners: report.listeners,
+        optmem_max: report.optmem_max,
+        optmem_raised_from: report.optmem_raised_from,
+        problems: report.problems.clone(),
+    }
+}
+
+fn key_use(key: &KeyUse) -> v1::KeyUse {
+    v1::KeyUse {
+        send_id: key.send_id.into(),
+        recv_id: key.recv_id.into(),
+        good: key.good,
+        bad: key.bad,
     }
 }
 

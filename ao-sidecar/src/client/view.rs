@@ -21,6 +21,23 @@ pub(super) struct StatusView {
     overruns: u64,
     queues: Vec<Queue>,
     peers: Vec<Peer>,
+    kernel: Option<Kernel>,
+}
+
+#[derive(Serialize)]
+struct Kernel {
+    tcp_ao: bool,
+    daemons: Vec<Daemon>,
+    listeners: u32,
+    optmem_max: u64,
+    optmem_raised_from: Option<u64>,
+    problems: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Daemon {
+    name: String,
+    pid: u32,
 }
 
 #[derive(Serialize)]
@@ -42,6 +59,8 @@ struct Peer {
     segments_good: u64,
     segments_sent: u64,
     segments_dropped: u64,
+    datapath: String,
+    datapath_reason: String,
 }
 
 #[derive(Serialize)]
@@ -65,8 +84,20 @@ struct Session {
     segments_bad: u64,
     segments_unsigned: u64,
     segments_sent: u64,
-    snd_sne: u32,
-    rcv_sne: u32,
+    snd_sne: Option<u32>,
+    rcv_sne: Option<u32>,
+    datapath: String,
+    keys: Vec<KeyUse>,
+    key_not_found: u64,
+    dropped_icmp: u64,
+}
+
+#[derive(Serialize)]
+struct KeyUse {
+    send_id: u32,
+    recv_id: u32,
+    good: u64,
+    bad: u64,
 }
 
 #[derive(Serialize)]
@@ -104,6 +135,9 @@ impl Answer for StatusView {
         )?;
         writeln!(out, "rules restored  {}", self.rules_restored)?;
         writeln!(out, "queue overruns  {}", self.overruns)?;
+        if let Some(kernel) = &self.kernel {
+            write_kernel(kernel, out)?;
+        }
         writeln!(out)?;
         write_peers(&self.peers, out)
     }
@@ -122,6 +156,7 @@ impl Answer for Sessions {
             Column::Text("LOCAL"),
             Column::Text("REMOTE"),
             Column::Text("VRF"),
+            Column::Text("DATAPATH"),
             Column::Text("STATE"),
             Column::Number("CURRENT"),
             Column::Number("RNEXT"),
@@ -138,6 +173,7 @@ impl Answer for Sessions {
                 &session.local,
                 &session.remote,
                 &session.vrf.as_deref().unwrap_or("-"),
+                &session.datapath,
                 &session.state,
                 &session.current_key,
                 &session.rnext_key,
@@ -145,8 +181,8 @@ impl Answer for Sessions {
                 &session.segments_bad,
                 &session.segments_unsigned,
                 &session.segments_sent,
-                &session.snd_sne,
-                &session.rcv_sne,
+                &or_dash(session.snd_sne),
+                &or_dash(session.rcv_sne),
             ]);
         }
         table.write("no sessions", out)
@@ -184,11 +220,41 @@ impl Answer for Counters {
     }
 }
 
+fn write_kernel(kernel: &Kernel, out: &mut dyn Write) -> io::Result<()> {
+    let daemons: Vec<String> = kernel
+        .daemons
+        .iter()
+        .map(|daemon| format!("{} ({})", daemon.name, daemon.pid))
+        .collect();
+    let daemons = match daemons.is_empty() {
+        true => "none".to_owned(),
+        false => daemons.join(", "),
+    };
+    let has_tcp_ao = if kernel.tcp_ao { "yes" } else { "no" };
+    writeln!(out, "kernel TCP-AO   {has_tcp_ao}")?;
+    writeln!(out, "daemons         {daemons}")?;
+    writeln!(out, "listeners       {}", kernel.listeners)?;
+    write!(out, "option memory   {} octets", kernel.optmem_max)?;
+    if let Some(before) = kernel.optmem_raised_from {
+        write!(out, ", raised from {before}")?;
+    }
+    writeln!(out)?;
+    for problem in &kernel.problems {
+        writeln!(out, "problem         {problem}")?;
+    }
+    Ok(())
+}
+
+fn or_dash(number: Option<u32>) -> String {
+    number.map_or("-".to_owned(), |number| number.to_string())
+}
+
 fn write_peers(peers: &[Peer], out: &mut dyn Write) -> io::Result<()> {
     let mut table = Table::new(&[
         Column::Text("PEER"),
         Column::Text("ADDRESS"),
         Column::Text("PORTS"),
+        Column::Text("DATAPATH"),
         Column::Text("STATE"),
         Column::Number("SESSIONS"),
         Column::Text("KEY-CHAIN"),
@@ -202,6 +268,7 @@ fn write_peers(peers: &[Peer], out: &mut dyn Write) -> io::Result<()> {
             &peer.name,
             &peer.address,
             &peer.ports,
+            &peer.datapath,
             &peer.state,
             &peer.sessions,
             &peer.key_chain,
@@ -247,6 +314,53 @@ impl From<v1::GetStatusResponse> for StatusView {
             overruns: answer.queues.iter().map(|queue| queue.overruns).sum(),
             queues: all(answer.queues),
             peers: all(answer.peers),
+            kernel: answer.kernel.map(Kernel::from),
+        }
+    }
+}
+
+impl From<v1::Kernel> for Kernel {
+    fn from(
+        v1::Kernel {
+            tcp_ao,
+            daemons,
+            listeners,
+            optmem_max,
+            optmem_raised_from,
+            problems,
+        }: v1::Kernel,
+    ) -> Self {
+        Self {
+            tcp_ao,
+            daemons: all(daemons),
+            listeners,
+            optmem_max,
+            optmem_raised_from,
+            problems,
+        }
+    }
+}
+
+impl From<v1::Daemon> for Daemon {
+    fn from(v1::Daemon { name, pid }: v1::Daemon) -> Self {
+        Self { name, pid }
+    }
+}
+
+impl From<v1::KeyUse> for KeyUse {
+    fn from(
+        v1::KeyUse {
+            send_id,
+            recv_id,
+            good,
+            bad,
+        }: v1::KeyUse,
+    ) -> Self {
+        Self {
+            send_id,
+            recv_id,
+            good,
+            bad,
         }
     }
 }
@@ -317,6 +431,8 @@ impl From<v1::Peer> for Peer {
             segments_good: peer.segments_good,
             segments_sent: peer.segments_sent,
             segments_dropped: peer.segments_dropped,
+            datapath: peer.datapath,
+            datapath_reason: peer.datapath_reason,
         }
     }
 }
@@ -343,6 +459,10 @@ impl From<v1::Session> for Session {
             segments_sent: session.segments_sent,
             snd_sne: session.snd_sne,
             rcv_sne: session.rcv_sne,
+            datapath: session.datapath,
+            keys: all(session.keys),
+            key_not_found: session.key_not_found,
+            dropped_icmp: session.dropped_icmp,
         }
     }
 }

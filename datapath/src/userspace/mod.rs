@@ -391,6 +391,8 @@ fn peer_report(spec: &crate::settings::PeerSpec) -> PeerReport {
     PeerReport {
         name: Arc::clone(&spec.name),
         address,
+        backend: Backend::Userspace,
+        backend_reason: String::new(),
         sessions: 0,
         segments_good: 0,
         segments_sent: 0,

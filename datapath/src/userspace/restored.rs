@@ -14,7 +14,7 @@ use ao_sys::links::Links;
 use super::journal::{Journal, Slot};
 use super::{policy, sessions};
 use crate::report::{Session, SessionState};
-use crate::settings::PeerSpec;
+use crate::settings::{Backend, PeerSpec};
 
 /// Records waiting for their connection to be seen.
 #[derive(Debug)]
@@ -94,6 +94,7 @@ impl Restored {
                     local: sessions::local_end(&record.connection),
                     remote: sessions::remote_end(&record.connection),
                     vrf: sessions::vrf_name(&record.connection, links),
+                    backend: Backend::Userspace,
                     state: SessionState::Restored,
                     current_key: record.current_key,
                     rnext_key: record.rnext_key,
@@ -101,8 +102,11 @@ impl Restored {
                     segments_bad: 0,
                     segments_unsigned: 0,
                     segments_sent: 0,
-                    snd_sne: upper_half(record.sent),
-                    rcv_sne: upper_half(record.received),
+                    key_not_found: 0,
+                    dropped_icmp: 0,
+                    keys: Vec::new(),
+                    snd_sne: Some(upper_half(record.sent)),
+                    rcv_sne: Some(upper_half(record.received)),
                 })
             })
             .collect()

@@ -30,7 +30,7 @@ use super::sessions;
 use crate::abort::AbortOnPanic;
 use crate::mac::Provider;
 use crate::report::{QueueReport, Session};
-use crate::settings::Settings;
+use crate::settings::{Backend, Settings};
 
 /// Between two ticks of the engine, in milliseconds.
 const TICK: u16 = 1000;
@@ -156,6 +156,7 @@ impl ConnectionReport {
             local: sessions::local_end(&self.connection),
             remote: sessions::remote_end(&self.connection),
             vrf: sessions::vrf_name(&self.connection, links),
+            backend: Backend::Userspace,
             state: match self.state {
                 SessionState::Opening => Reported::Opening,
                 SessionState::Established => Reported::Established,
@@ -167,8 +168,11 @@ impl ConnectionReport {
             segments_bad: self.counters.bad,
             segments_unsigned: self.counters.unsigned,
             segments_sent: self.counters.sent,
-            snd_sne: self.snd_sne,
-            rcv_sne: self.rcv_sne,
+            key_not_found: 0,
+            dropped_icmp: 0,
+            keys: Vec::new(),
+            snd_sne: Some(self.snd_sne),
+            rcv_sne: Some(self.rcv_sne),
         }
     }
 }

@@ -122,7 +122,7 @@ fn input<M: Mac>(mut prf: M, context: &KdfContext, output_bits: u16) -> M {
 
 /// The AES key for a master key of any length: itself when it has 16 octets, else its CMAC under
 /// a zero key (RFC 5926 §3.1.1.2, after RFC 4615).
-fn aes_master(master: &[u8]) -> Zeroizing<[u8; 16]> {
+pub(super) fn aes_master(master: &[u8]) -> Zeroizing<[u8; 16]> {
     if let Ok(key) = master.try_into() {
         return Zeroizing::new(key);
     }

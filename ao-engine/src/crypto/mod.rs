@@ -142,6 +142,13 @@ impl MasterKey {
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
+
+    /// The AES-128 key this master key stands for (RFC 5926 §3.1.1.2), which is what Linux keeps
+    /// and shows of it.
+    #[must_use]
+    pub fn aes128_key(&self) -> Zeroizing<[u8; 16]> {
+        kdf::aes_master(self.expose())
+    }
 }
 
 impl TryFrom<Vec<u8>> for MasterKey {

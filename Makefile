@@ -5,11 +5,11 @@ SHELL := /bin/bash
 STAGE := scripts/stage
 BIN := $(CURDIR)/target/release
 
-.PHONY: help demo build deps root test fmt clippy doc unit namespaces lab soak bench clean
+.PHONY: help demo build deps root test fmt clippy doc unit namespaces kernel-lab soak bench clean
 .NOTPARALLEL:
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: root deps build ## BIRD and FRR with a sidecar each, attacked: under a minute after the build
 	@examples/demo/demo $(BIN)
@@ -23,7 +23,7 @@ deps: ## Install missing Debian packages, check the Rust toolchain
 root:
 	@(($$(id -u) == 0)) || { echo "network namespaces need root: run this with sudo" >&2; exit 1; }
 
-test: root deps fmt clippy doc unit namespaces lab ## Every test, the long ones short
+test: root deps fmt clippy doc unit namespaces kernel-lab ## Every test, the long ones short
 	@echo "all tests passed"
 
 fmt: ## Is the code formatted?
@@ -41,7 +41,7 @@ unit: ## Unit, vector, property and simulated-pair tests
 namespaces: root build ## Real daemons, attacks, restarts in network namespaces
 	@AO_BIN_DIR=$(BIN) $(STAGE) "namespace tests" scripts/namespace-tests
 
-lab: root build ## A virtual machine whose kernel has TCP-AO, VRF and netem
+kernel-lab: root build ## A virtual machine whose kernel has TCP-AO, VRF and netem
 	@$(STAGE) "kernel lab, build" tests/kernel-lab/build
 	@$(STAGE) "kernel lab" tests/kernel-lab/run -- tests/kernel-lab/self-test
 	@AO_BIN_DIR=$(BIN) $(STAGE) "kernel lab, sidecar" tests/kernel-lab/sidecar-tests

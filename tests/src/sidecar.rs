@@ -7,6 +7,7 @@ use std::process::{Command, ExitStatus};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::daemon::Launcher;
 use crate::netns::Namespace;
 use crate::process::{Process, built_folder, output};
 use crate::scratch::Scratch;
@@ -90,6 +91,8 @@ pub struct Config {
     pub on_exit: &'static str,
     /// `auto`, `always` or `never`.
     pub strip: &'static str,
+    /// `auto`, `kernel` or `userspace`.
+    pub datapath: &'static str,
 }
 
 impl Config {
@@ -102,14 +105,15 @@ impl Config {
             keys: vec![key],
             on_exit: "keep",
             strip: "auto",
+            datapath: "userspace",
         }
     }
 
     fn write(&self, scratch: &Scratch) -> PathBuf {
         let mut text = format!(
-            "datapath = \"userspace\"\non_exit = \"{}\"\n[userspace]\nstrip = \"{}\"\n\
+            "datapath = \"{}\"\non_exit = \"{}\"\n[userspace]\nstrip = \"{}\"\n\
              [[key_chain]]\nname = \"chain\"\n",
-            self.on_exit, self.strip
+            self.datapath, self.on_exit, self.strip
         );
         for (index, key) in self.keys.iter().enumerate() {
             let file = format!("chain-{index}.key");
@@ -133,33 +137,64 @@ impl Config {
 /// A peer of a sidecar that has several.
 #[derive(Clone, Debug)]
 pub struct PeerConfig {
-    /// Its address.
+    /// Its address, or a prefix of dynamic peers.
     pub address: String,
     /// Protected port.
     pub port: u16,
-    /// Its only key.
-    pub key: Key,
+    /// The keys of its chain; the first is the preferred one.
+    pub keys: Vec<Key>,
     /// VRF device it is in.
     pub vrf: Option<&'static str>,
+    /// `auto`, `kernel` or `userspace`, where it differs from the others' datapath.
+    pub datapath: Option<&'static str>,
 }
 
-fn peers_text(peers: &[PeerConfig]) -> String {
-    let mut text = "datapath = \"userspace\"\n".to_owned();
+impl PeerConfig {
+    /// BGP with `address`, protected by one key.
+    #[must_use]
+    pub fn new(address: impl Into<String>, key: Key) -> Self {
+        Self {
+            address: address.into(),
+            port: 179,
+            keys: vec![key],
+            vrf: None,
+            datapath: None,
+        }
+    }
+
+    /// The same in a VRF.
+    #[must_use]
+    pub fn in_vrf(self, vrf: &'static str) -> Self {
+        Self {
+            vrf: Some(vrf),
+            ..self
+        }
+    }
+}
+
+fn peers_text(datapath: &str, peers: &[PeerConfig]) -> String {
+    let mut text = format!("datapath = \"{datapath}\"\n");
     for (index, peer) in peers.iter().enumerate() {
-        let PeerConfig {
-            address, port, key, ..
-        } = peer;
-        let vrf = peer
-            .vrf
-            .map_or_else(String::new, |name| format!("vrf = \"{name}\"\n"));
+        let _ = write!(text, "[[key_chain]]\nname = \"chain-{index}\"\n");
+        for key in &peer.keys {
+            let _ = write!(
+                text,
+                "[[key_chain.key]]\nsend_id = {}\nrecv_id = {}\nalgorithm = \"{}\"\n\
+                 secret = \"{}\"\ninclude_tcp_options = {}\n",
+                key.send_id, key.recv_id, key.algorithm, key.secret, key.include_tcp_options
+            );
+        }
         let _ = write!(
             text,
-            "[[key_chain]]\nname = \"chain-{index}\"\n[[key_chain.key]]\nsend_id = {}\n\
-             recv_id = {}\nalgorithm = \"{}\"\nsecret = \"{}\"\ninclude_tcp_options = {}\n\
-             [[peer]]\nname = \"peer-{index}\"\naddress = \"{address}\"\nport = {port}\n\
-             key_chain = \"chain-{index}\"\n{vrf}",
-            key.send_id, key.recv_id, key.algorithm, key.secret, key.include_tcp_options
+            "[[peer]]\nname = \"peer-{index}\"\naddress = \"{}\"\nport = {}\n\
+             key_chain = \"chain-{index}\"\n",
+            peer.address, peer.port
         );
+        for (key, value) in [("vrf", peer.vrf), ("datapath", peer.datapath)] {
+            if let Some(value) = value {
+                let _ = writeln!(text, "{key} = \"{value}\"");
+            }
+        }
     }
     text
 }
@@ -168,6 +203,7 @@ fn peers_text(peers: &[PeerConfig]) -> String {
 #[derive(Debug)]
 pub struct Sidecar {
     namespace: String,
+    datapath: &'static str,
     process: Option<Process>,
     scratch: Scratch,
 }
@@ -180,22 +216,44 @@ impl Sidecar {
         config.write(&scratch);
         Self {
             namespace: namespace.name().to_owned(),
+            datapath: config.datapath,
             process: None,
             scratch,
         }
     }
 
-    /// Starts a sidecar with several peers: each has a chain of its own, and the peers' names
-    /// are `peer-0`, `peer-1` and so on. Waits until it is ready.
+    /// The same with several peers: each has a chain of its own, and the peers' names are
+    /// `peer-0`, `peer-1` and so on.
     #[must_use]
-    pub fn start_with_peers(namespace: &Namespace, peers: &[PeerConfig]) -> Self {
+    pub fn prepare_with_peers(
+        namespace: &Namespace,
+        datapath: &'static str,
+        peers: &[PeerConfig],
+    ) -> Self {
         let scratch = Scratch::new();
-        scratch.write("config.toml", &peers_text(peers));
-        Self::start_prepared(Self {
+        scratch.write("config.toml", &peers_text(datapath, peers));
+        Self {
             namespace: namespace.name().to_owned(),
+            datapath,
             process: None,
             scratch,
-        })
+        }
+    }
+
+    /// Starts a sidecar that protects several peers on the wire. Waits until it is ready.
+    #[must_use]
+    pub fn start_with_peers(namespace: &Namespace, peers: &[PeerConfig]) -> Self {
+        Self::start_with_datapath(namespace, "userspace", peers)
+    }
+
+    /// Starts a sidecar that protects several peers. Waits until it is ready.
+    #[must_use]
+    pub fn start_with_datapath(
+        namespace: &Namespace,
+        datapath: &'static str,
+        peers: &[PeerConfig],
+    ) -> Self {
+        Self::start_prepared(Self::prepare_with_peers(namespace, datapath, peers))
     }
 
     /// Starts a sidecar and waits until it is ready.
@@ -281,6 +339,12 @@ impl Sidecar {
         self.scratch.file("config.toml")
     }
 
+    /// Starts daemons under `ao-sidecar exec`, with this sidecar to serve them.
+    #[must_use]
+    pub fn launcher(&self) -> Launcher {
+        Launcher::new(&self.socket())
+    }
+
     fn socket(&self) -> PathBuf {
         self.scratch.file("api.sock")
     }
@@ -288,6 +352,21 @@ impl Sidecar {
     /// Writes another configuration for the next start.
     pub fn reconfigure(&self, config: &Config) {
         config.write(&self.scratch);
+    }
+
+    /// Gives its peers other keys and lets it read the configuration again.
+    ///
+    /// # Panics
+    /// When it does not say that it has.
+    pub fn reload(&mut self, peers: &[PeerConfig]) {
+        let text = peers_text(self.datapath, peers);
+        self.scratch.write("config.toml", &text);
+        let read = |log: String| log.matches("configuration read again").count();
+        let before = read(self.process().log());
+        self.process().signal(Signal::SIGHUP);
+        wait::until("the configuration being read", SIDECAR_START, || {
+            read(self.process().log()) > before
+        });
     }
 
     /// Asks it, as an operator would.

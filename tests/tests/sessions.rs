@@ -9,7 +9,7 @@ use ao_tests::sidecar::{ALGORITHMS, Config, Key, Sidecar};
 use ao_tests::topology::{Family, Lan};
 use ao_tests::wait;
 
-use Implementation::{Bird, Frr, GoBgp};
+use Implementation::{Bird, Frr, GoBgp, OpenBgpd};
 
 /// Opens the session from either end, each time with another algorithm and another choice on
 /// covering options, and recomputes every MAC seen on the wire.
@@ -78,6 +78,16 @@ fn frr_and_frr_come_up_over_ipv6() {
 #[test]
 fn frr_and_frr_come_up_over_link_local_addresses() {
     comes_up_from_either_end((Frr, Frr), Family::LinkLocal, 0);
+}
+
+#[test]
+fn bird_and_openbgpd_come_up_over_ipv4() {
+    comes_up_from_either_end((Bird, OpenBgpd), Family::V4, 1);
+}
+
+#[test]
+fn bird_and_openbgpd_come_up_over_ipv6() {
+    comes_up_from_either_end((Bird, OpenBgpd), Family::V6, 2);
 }
 
 fn comes_up_with(algorithm: &'static str) {

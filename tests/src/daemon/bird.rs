@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::process::Command;
 
+use super::site::Site;
 use super::{Daemon, Speaker, Standing, prefix};
-use crate::netns::Namespace;
 use crate::process::{Process, output};
 use crate::scratch::Scratch;
 use crate::topology::{Family, INTERFACE};
@@ -19,10 +19,10 @@ pub(super) struct Bird {
 }
 
 impl Bird {
-    pub(super) fn start(namespace: &Namespace, speaker: &Speaker) -> Self {
+    pub(super) fn start(site: &Site<'_>, speaker: &Speaker) -> Self {
         let scratch = Scratch::new();
         let config = scratch.write("bird.conf", &configuration(speaker));
-        let process = namespace.spawn(
+        let process = site.spawn(
             "bird",
             [
                 "-f".as_ref(),
@@ -39,6 +39,15 @@ impl Bird {
             speaker: speaker.clone(),
             process,
             scratch,
+        }
+    }
+
+    /// The session's protocol: BIRD numbers those it makes for a range, from 1 on.
+    fn protocol(&self) -> &'static str {
+        if self.speaker.range.is_some() {
+            "peer1"
+        } else {
+            "peer"
         }
     }
 
@@ -76,6 +85,13 @@ fn configuration(speaker: &Speaker) -> String {
     } else {
         String::new()
     };
+    let (remote, remote_as) = match &speaker.range {
+        Some(range) => (
+            format!("range {range}"),
+            format!("{remote_as}; dynamic name \"peer\""),
+        ),
+        None => (format!("{remote}{zone}"), remote_as.to_string()),
+    };
     let passive = if speaker.passive { "yes" } else { "no" };
     let vrf = speaker
         .vrf
@@ -96,10 +112,10 @@ protocol device {{}}
 {advertisements}protocol static announced {{
   {channel};
 {routes}}}
-protocol bgp peer {{
+protocol bgp {name} {{
 {vrf}  debug {{ states, events }};
   local {local}{zone} as {local_as};
-  neighbor {remote}{zone} as {remote_as};
+  neighbor {remote} as {remote_as};
   {reach};
   passive {passive};
   hold time {hold_time};
@@ -109,6 +125,11 @@ protocol bgp peer {{
   {channel} {{ import all; export where source = RTS_STATIC; }};
 }}
 ",
+        name = if speaker.range.is_some() {
+            "any"
+        } else {
+            "peer"
+        },
         id = local_as % 250,
     )
 }
@@ -119,10 +140,11 @@ impl Daemon for Bird {
     }
 
     fn standing(&self) -> Result<Standing, String> {
-        let answer = self.ask("show protocols peer")?;
+        let name = self.protocol();
+        let answer = self.ask(&format!("show protocols {name}"))?;
         let line = answer
             .lines()
-            .find(|line| line.starts_with("peer "))
+            .find(|line| line.starts_with(&format!("{name} ")))
             .ok_or_else(|| format!("no such protocol: {answer}"))?;
         let times = self
             .process
@@ -136,7 +158,7 @@ impl Daemon for Bird {
     }
 
     fn received_count(&self) -> Result<u32, String> {
-        let answer = self.ask("show route protocol peer count")?;
+        let answer = self.ask(&format!("show route protocol {} count", self.protocol()))?;
         // "10 of 20 routes for 20 networks in table master4"
         answer
             .lines()
@@ -147,7 +169,7 @@ impl Daemon for Bird {
     }
 
     fn received(&self) -> Result<BTreeMap<String, u32>, String> {
-        let answer = self.ask("show route protocol peer all")?;
+        let answer = self.ask(&format!("show route protocol {} all", self.protocol()))?;
         let mut routes = BTreeMap::new();
         let mut current = None;
         for line in answer.lines() {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::site::Site;
 use super::{Daemon, Speaker, Standing, parse_index, prefix};
 use crate::netns::Namespace;
 use crate::process::{Process, output};
@@ -30,9 +31,10 @@ pub(super) struct Frr {
 }
 
 impl Frr {
-    pub(super) fn start(namespace: &Namespace, speaker: &Speaker) -> Self {
+    pub(super) fn start(site: &Site<'_>, speaker: &Speaker) -> Self {
         let scratch = Scratch::new();
-        let zebra = (speaker.family == Family::LinkLocal).then(|| zebra(namespace, &scratch));
+        let zebra = (speaker.family == Family::LinkLocal || speaker.vrf.is_some())
+            .then(|| zebra(site.namespace, &scratch));
         let config = scratch.write("bgpd.conf", &configuration(speaker));
         let mut arguments = common_arguments(&scratch, "bgpd", &config);
         arguments.push("--skip_runas".into());
@@ -44,7 +46,8 @@ impl Frr {
             }
             .into(),
         );
-        let bgpd = spawn(namespace, &scratch, "bgpd", arguments);
+        let path = Path::new(DIRECTORY).join("bgpd");
+        let bgpd = site.spawn(path, arguments, &scratch.file("bgpd.log"));
         Self {
             speaker: speaker.clone(),
             bgpd,
@@ -82,28 +85,17 @@ fn common_arguments(scratch: &Scratch, program: &str, config: &Path) -> Vec<OsSt
     arguments
 }
 
-fn spawn(
-    namespace: &Namespace,
-    scratch: &Scratch,
-    program: &str,
-    arguments: Vec<OsString>,
-) -> Process {
-    let path = Path::new(DIRECTORY).join(program);
-    namespace.spawn(path, arguments, &scratch.file(&format!("{program}.log")))
-}
-
-/// Link-local peers need zebra, which tells bgpd the interfaces. It insists on running as a user
+/// Link-local peers and VRFs need zebra, which tells bgpd the interfaces. It insists on running as a user
 /// of its own.
 fn zebra(namespace: &Namespace, scratch: &Scratch) -> Process {
     let config = scratch.write("zebra.conf", "hostname zebra\n");
     for (path, mode) in [(scratch.path(), 0o1777), (&config, 0o644)] {
         std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("set permissions");
     }
-    let zebra = spawn(
-        namespace,
-        scratch,
-        "zebra",
+    let zebra = namespace.spawn(
+        Path::new(DIRECTORY).join("zebra"),
         common_arguments(scratch, "zebra", &config),
+        &scratch.file("zebra.log"),
     );
     let socket = scratch.file("zserv.api");
     wait::until("zebra's socket", Duration::from_secs(10), || {
@@ -122,6 +114,12 @@ fn neighbor_name(speaker: &Speaker) -> &str {
     }
 }
 
+/// What names the speaker's VRF in configuration and questions.
+fn vrf(speaker: &Speaker) -> String {
+    let vrf = speaker.vrf.as_ref();
+    vrf.map_or_else(String::new, |name| format!(" vrf {name}"))
+}
+
 fn configuration(speaker: &Speaker) -> String {
     let Speaker {
         local,
@@ -130,7 +128,10 @@ fn configuration(speaker: &Speaker) -> String {
         hold_time,
         ..
     } = speaker;
-    let remote = neighbor_name(speaker);
+    let remote = match speaker.range {
+        Some(_) => "RANGE",
+        None => neighbor_name(speaker),
+    };
     let family = speaker.family.name();
     let keepalive = (hold_time / 3).max(1);
     let mut neighbor = String::new();
@@ -141,6 +142,9 @@ fn configuration(speaker: &Speaker) -> String {
         Family::LinkLocal => "interface v6only ",
         _ => "",
     };
+    if speaker.range.is_some() {
+        say("peer-group");
+    }
     say(&format!("{interface}remote-as {remote_as}"));
     say(&format!("timers {keepalive} {hold_time}"));
     say("timers connect 1");
@@ -151,6 +155,9 @@ fn configuration(speaker: &Speaker) -> String {
         say("ebgp-multihop 8");
         say("disable-connected-check");
         say(&format!("update-source {local}"));
+    }
+    if let Some(range) = &speaker.range {
+        let _ = writeln!(neighbor, " bgp listen range {range} peer-group {remote}");
     }
     let mut networks = String::new();
     let mut maps = String::new();
@@ -163,7 +170,7 @@ fn configuration(speaker: &Speaker) -> String {
         );
     }
     format!(
-        "{maps}router bgp {local_as}
+        "{maps}router bgp {local_as}{vrf}
  bgp router-id 192.0.2.{id}
  no bgp ebgp-requires-policy
  no bgp network import-check
@@ -172,6 +179,7 @@ fn configuration(speaker: &Speaker) -> String {
   neighbor {remote} activate
 {networks} exit-address-family
 ",
+        vrf = vrf(speaker),
         id = local_as % 250,
     )
 }
@@ -183,7 +191,10 @@ impl Daemon for Frr {
 
     fn standing(&self) -> Result<Standing, String> {
         let remote = neighbor_name(&self.speaker);
-        let answer = self.ask_json(&format!("show bgp neighbors {remote} json"))?;
+        let answer = self.ask_json(&format!(
+            "show bgp{} neighbors {remote} json",
+            vrf(&self.speaker)
+        ))?;
         let neighbor = answer
             .get(remote)
             .ok_or_else(|| format!("no such neighbor: {answer}"))?;
@@ -198,7 +209,10 @@ impl Daemon for Frr {
 
     fn received_count(&self) -> Result<u32, String> {
         let family = self.speaker.family.name();
-        let answer = self.ask_json(&format!("show bgp {family} unicast summary json"))?;
+        let answer = self.ask_json(&format!(
+            "show bgp{} {family} unicast summary json",
+            vrf(&self.speaker)
+        ))?;
         let count = answer["peers"][neighbor_name(&self.speaker)]["pfxRcd"].as_u64();
         let count = count.ok_or_else(|| format!("no count: {answer}"))?;
         u32::try_from(count).map_err(|error| error.to_string())
@@ -206,7 +220,10 @@ impl Daemon for Frr {
 
     fn received(&self) -> Result<BTreeMap<String, u32>, String> {
         let family = self.speaker.family.name();
-        let answer = self.ask_json(&format!("show bgp {family} unicast json"))?;
+        let answer = self.ask_json(&format!(
+            "show bgp{} {family} unicast json",
+            vrf(&self.speaker)
+        ))?;
         let routes = answer["routes"].as_object().ok_or("no routes")?;
         let own = self.speaker.first_route..self.speaker.first_route + self.speaker.routes;
         let mut received = BTreeMap::new();

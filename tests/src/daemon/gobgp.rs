@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::site::Site;
 use super::{Daemon, Speaker, Standing};
-use crate::netns::Namespace;
 use crate::process::{Process, output};
 use crate::scratch::Scratch;
 use crate::topology::{Family, INTERFACE};
@@ -23,11 +23,11 @@ pub(super) struct GoBgp {
 }
 
 impl GoBgp {
-    pub(super) fn start(namespace: &Namespace, speaker: &Speaker) -> Self {
+    pub(super) fn start(site: &Site<'_>, speaker: &Speaker) -> Self {
         let scratch = Scratch::new();
         let config = scratch.write("gobgpd.toml", &configuration(speaker));
         let log = scratch.file("gobgpd.log");
-        let process = namespace.spawn(
+        let process = site.spawn(
             "gobgpd",
             [
                 "-t".as_ref(),
@@ -39,7 +39,7 @@ impl GoBgp {
         );
         let daemon = Self {
             speaker: speaker.clone(),
-            namespace: namespace.name().to_owned(),
+            namespace: site.namespace.name().to_owned(),
             process,
             _scratch: scratch,
         };
@@ -105,29 +105,49 @@ fn configuration(speaker: &Speaker) -> String {
         Family::LinkLocal => String::new(),
         _ => format!("local-address = \"{local}\"\n"),
     };
-    let multihop = match speaker.family {
-        Family::LinkLocal => "",
-        _ => "[neighbors.ebgp-multihop.config]\nenabled = true\nmultihop-ttl = 8\n",
+    let bind = speaker
+        .vrf
+        .as_ref()
+        .map_or_else(String::new, |vrf| format!("bind-interface = \"{vrf}\"\n"));
+    let multihop = speaker.family != Family::LinkLocal;
+    // One neighbor, or a group for those that come from the range.
+    let (table, identity, range) = match &speaker.range {
+        None => (
+            "neighbors",
+            format!("neighbor-address = \"{remote}\""),
+            String::new(),
+        ),
+        Some(range) => (
+            "peer-groups",
+            "peer-group-name = \"range\"".to_owned(),
+            format!(
+                "[[dynamic-neighbors]]\n[dynamic-neighbors.config]\nprefix = \"{range}\"\n\
+                 peer-group = \"range\"\n"
+            ),
+        ),
     };
     format!(
         r#"[global.config]
 as = {local_as}
 router-id = "192.0.2.{id}"
-[[neighbors]]
-[neighbors.config]
-neighbor-address = "{remote}"
+[[{table}]]
+[{table}.config]
+{identity}
 peer-as = {remote_as}
-[neighbors.transport.config]
+[{table}.transport.config]
 passive-mode = {passive}
-{transport}[neighbors.timers.config]
+{transport}{bind}[{table}.timers.config]
 hold-time = {hold_time}
 keepalive-interval = {keepalive}
 connect-retry = 1
 idle-hold-time-after-reset = 1
-{multihop}[[neighbors.afi-safis]]
-[neighbors.afi-safis.config]
+[{table}.ebgp-multihop.config]
+enabled = {multihop}
+multihop-ttl = 8
+[[{table}.afi-safis]]
+[{table}.afi-safis.config]
 afi-safi-name = "{family}-unicast"
-"#,
+{range}"#,
         id = local_as % 250,
     )
 }

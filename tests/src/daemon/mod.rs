@@ -3,9 +3,15 @@
 mod bird;
 mod frr;
 mod gobgp;
+mod openbgpd;
+mod site;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+pub use site::Launcher;
+
+use site::Site;
 
 use crate::netns::Namespace;
 use crate::topology::{Family, Host};
@@ -16,10 +22,12 @@ use crate::wait;
 pub enum Implementation {
     /// BIRD 2.
     Bird,
-    /// FRR's bgpd; with zebra only where link-local peers need it.
+    /// FRR's bgpd; with zebra only where link-local peers or a VRF need it.
     Frr,
     /// GoBGP.
     GoBgp,
+    /// OpenBGPD.
+    OpenBgpd,
 }
 
 /// One end of a BGP session, as its daemon is configured.
@@ -43,8 +51,10 @@ pub struct Speaker {
     pub first_route: u32,
     /// Number of routes it announces.
     pub routes: u32,
-    /// VRF device the session is in; BIRD only.
+    /// VRF device the session is in.
     pub vrf: Option<String>,
+    /// Takes any neighbor in this prefix and only waits: the daemon's own dynamic neighbors.
+    pub range: Option<String>,
 }
 
 impl Speaker {
@@ -62,6 +72,7 @@ impl Speaker {
             first_route,
             routes: 10,
             vrf: None,
+            range: None,
         };
         (
             one(a, b, 64501, 64502, false, 0),
@@ -132,10 +143,30 @@ pub fn start(
     namespace: &Namespace,
     speaker: &Speaker,
 ) -> Box<dyn Daemon> {
+    start_at(implementation, Site::new(namespace, None), speaker)
+}
+
+/// Starts a daemon under `ao-sidecar exec`; of FRR's programs only bgpd.
+#[must_use]
+pub fn start_under(
+    implementation: Implementation,
+    namespace: &Namespace,
+    speaker: &Speaker,
+    launcher: &Launcher,
+) -> Box<dyn Daemon> {
+    start_at(
+        implementation,
+        Site::new(namespace, Some(launcher)),
+        speaker,
+    )
+}
+
+fn start_at(implementation: Implementation, site: Site<'_>, speaker: &Speaker) -> Box<dyn Daemon> {
     match implementation {
-        Implementation::Bird => Box::new(bird::Bird::start(namespace, speaker)),
-        Implementation::Frr => Box::new(frr::Frr::start(namespace, speaker)),
-        Implementation::GoBgp => Box::new(gobgp::GoBgp::start(namespace, speaker)),
+        Implementation::Bird => Box::new(bird::Bird::start(&site, speaker)),
+        Implementation::Frr => Box::new(frr::Frr::start(&site, speaker)),
+        Implementation::GoBgp => Box::new(gobgp::GoBgp::start(&site, speaker)),
+        Implementation::OpenBgpd => Box::new(openbgpd::OpenBgpd::start(site, speaker)),
     }
 }
 

@@ -69,12 +69,7 @@ fn cases(lan: &Lan, family: Family) -> Vec<Case> {
 fn protect(lan: &Lan, cases: &[Case]) -> Sidecar {
     let peers: Vec<PeerConfig> = cases
         .iter()
-        .map(|case| PeerConfig {
-            address: case.b.clone(),
-            port: 179,
-            key: case.key.clone(),
-            vrf: None,
-        })
+        .map(|case| PeerConfig::new(&case.b, case.key.clone()))
         .collect();
     Sidecar::start_with_peers(&lan.a.namespace, &peers)
 }

@@ -1,7 +1,7 @@
 //! The sidecar on a kernel that has TCP-AO, native `nft queue`, VRF and netem.
 //!
 //! Most machines' kernels have none of these, so the tests run in the kernel lab
-//! (`tests/kernel-lab/sidecar-tests`, `make lab`) and are passed over by a plain `cargo test`.
+//! (`tests/kernel-lab/sidecar-tests`, `make kernel-lab`) and are passed over by a plain `cargo test`.
 
 #![allow(
     clippy::expect_used,

@@ -28,10 +28,8 @@ fn octets() -> u64 {
 
 fn sidecar(host: &Namespace, far: &Host, family: Family, key: &Key) -> Sidecar {
     let peers = [179, BULK_PORT].map(|port| PeerConfig {
-        address: far.address_text(family),
         port,
-        key: key.clone(),
-        vrf: None,
+        ..PeerConfig::new(far.address_text(family), key.clone())
     });
     Sidecar::start_with_peers(host, &peers)
 }

@@ -62,23 +62,15 @@ impl Net {
 
     /// One sidecar for both VRFs; peer 0 is the red one.
     fn sidecar(&self, family: Family, keys: [&Key; 2]) -> Sidecar {
-        let peers = [0, 1].map(|index| PeerConfig {
-            address: address(family, 2),
-            port: 179,
-            key: keys[index].clone(),
-            vrf: Some(COLOURS[index]),
+        let peers = [0, 1].map(|index| {
+            PeerConfig::new(address(family, 2), keys[index].clone()).in_vrf(COLOURS[index])
         });
         Sidecar::start_with_peers(&self.host, &peers)
     }
 
     /// The far end's sidecar in a VRF; `key` is as the host has it.
     fn far_sidecar(&self, family: Family, index: usize, key: &Key) -> Sidecar {
-        let peer = PeerConfig {
-            address: address(family, 1),
-            port: 179,
-            key: key.mirrored(),
-            vrf: None,
-        };
+        let peer = PeerConfig::new(address(family, 1), key.mirrored());
         Sidecar::start_with_peers(&self.far[index], &[peer])
     }
 
@@ -95,6 +87,7 @@ impl Net {
             first_route,
             routes: 10,
             vrf: None,
+            range: None,
         };
         let host = Speaker {
             vrf: Some(COLOURS[index].to_owned()),

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use datapath::settings::{OnExit, Settings};
-use datapath::userspace::{self, StartError, StopError, Userspace};
+use datapath::{Datapath, StartError, StopError};
 use grpc_api::{ApiSocket, PeerFacts, Snapshot, SocketError, Source};
 use nix::sys::prctl::set_dumpable;
 use nix::sys::resource::{Resource, setrlimit};
@@ -25,7 +25,7 @@ use tracing::{error, info, warn};
 use self::notify::Notifier;
 use self::state_dir::{StateDir, StateDirError};
 use crate::VERSION;
-use crate::config::{Config, ConfigError, Datapath};
+use crate::config::{self, Config, ConfigError};
 
 /// Longest time calls in progress may take once the daemon stops.
 const API_GRACE: Duration = Duration::from_secs(1);
@@ -99,7 +99,7 @@ pub fn run(options: &Options) -> Result<(), DaemonError> {
 /// When the configuration is wrong, a privilege is missing, or the firewall refuses.
 pub fn install_guard(config: &Config) -> Result<(), DaemonError> {
     check_privileges()?;
-    Ok(userspace::install_guard(&config.settings(false))?)
+    Ok(datapath::install_guard(&config.settings(false))?)
 }
 
 /// Removes the guard and the rules that a stopped daemon left: peers are unprotected from then on.
@@ -108,7 +108,7 @@ pub fn install_guard(config: &Config) -> Result<(), DaemonError> {
 /// When a privilege is missing, the daemon runs, or the firewall refuses.
 pub fn remove_guard() -> Result<(), DaemonError> {
     check_privileges()?;
-    Ok(userspace::remove_guard()?)
+    Ok(datapath::remove_guard()?)
 }
 
 fn check_privileges() -> Result<(), DaemonError> {
@@ -123,7 +123,7 @@ fn check_privileges() -> Result<(), DaemonError> {
 fn start(config: &Config, replace_sessions: bool) -> Result<(), DaemonError> {
     check_privileges()?;
     keep_keys_out_of_core_dumps();
-    if config.datapath == Datapath::Auto {
+    if config.datapath == config::Datapath::Auto {
         info!("datapath = \"auto\": using userspace, the only backend of this release");
     }
     // Held until the end: a second daemon must not touch this one's state or socket.
@@ -153,7 +153,7 @@ async fn supervise(
     let notifier = Notifier::from_environment();
     let on_exit = settings.on_exit;
 
-    let backend = spawn_blocking(move || Userspace::start(settings)).await??;
+    let backend = spawn_blocking(move || Datapath::start(settings)).await??;
     let sidecar = Arc::new(Sidecar::new(config, backend));
     sidecar.log_start(socket.path().display());
 
@@ -224,11 +224,11 @@ struct Sidecar {
     started: Instant,
     peers: Arc<[PeerFacts]>,
     /// Taken when the daemon stops.
-    backend: Mutex<Option<Userspace>>,
+    backend: Mutex<Option<Datapath>>,
 }
 
 impl Sidecar {
-    fn new(config: &Config, backend: Userspace) -> Self {
+    fn new(config: &Config, backend: Datapath) -> Self {
         let facts = config.peers.iter().map(|peer| PeerFacts {
             name: peer.spec.name.clone(),
             key_chain: peer.key_chain.clone(),
@@ -262,10 +262,10 @@ impl Sidecar {
 
     fn stop(&self) -> Result<(), StopError> {
         let backend = self.backend().take();
-        backend.map_or(Ok(()), Userspace::stop)
+        backend.map_or(Ok(()), Datapath::stop)
     }
 
-    fn backend(&self) -> MutexGuard<'_, Option<Userspace>> {
+    fn backend(&self) -> MutexGuard<'_, Option<Datapath>> {
         self.backend.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -12,9 +12,9 @@ use ao_engine::record::Record;
 use ao_sys::links::Links;
 
 use super::journal::{Journal, Slot};
-use super::{policy, sessions};
 use crate::report::{Session, SessionState};
-use crate::settings::{Backend, PeerSpec};
+use crate::settings::Backend;
+use crate::sockets;
 
 /// Records waiting for their connection to be seen.
 #[derive(Debug)]
@@ -25,11 +25,14 @@ pub(super) struct Restored {
 }
 
 impl Restored {
-    /// Takes in what was found, except what no configured peer covers any more.
+    /// Takes in what was found, except what no configured peer with a key covers any more.
     pub(super) fn new(found: Vec<(Slot, Record)>, journal: &Journal, policy: &Policy) -> Self {
         let mut records: HashMap<ConnectionId, Vec<(Slot, Record)>> = HashMap::new();
         for (slot, record) in found {
-            if policy.find(&record.connection).is_none() {
+            let peer = policy
+                .find(&record.connection)
+                .and_then(|index| policy.peers().get(index));
+            if peer.is_none_or(|peer| peer.keys.is_empty()) {
                 forget(journal, slot);
                 continue;
             }
@@ -77,10 +80,7 @@ impl Restored {
     }
 
     /// The proven ones, as sessions.
-    pub(super) fn sessions(&self, peers: &[PeerSpec], links: &Links) -> Vec<Session> {
-        let Ok(policy) = policy::resolve(peers, links) else {
-            return Vec::new();
-        };
+    pub(super) fn sessions(&self, policy: &Policy, links: &Links) -> Vec<Session> {
         let records = self.lock();
         let proven = records
             .values()
@@ -91,9 +91,9 @@ impl Restored {
                 let index = policy.find(&record.connection)?;
                 Some(Session {
                     peer: policy.peers().get(index)?.name.clone(),
-                    local: sessions::local_end(&record.connection),
-                    remote: sessions::remote_end(&record.connection),
-                    vrf: sessions::vrf_name(&record.connection, links),
+                    local: sockets::local_end(&record.connection),
+                    remote: sockets::remote_end(&record.connection),
+                    vrf: sockets::vrf_name(&record.connection, links),
                     backend: Backend::Userspace,
                     state: SessionState::Restored,
                     current_key: record.current_key,

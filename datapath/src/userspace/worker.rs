@@ -26,11 +26,11 @@ use super::journal::{Journal, Slot};
 use super::log::RefusalLog;
 use super::restored::Restored;
 use super::routes::Routes;
-use super::sessions;
 use crate::abort::AbortOnPanic;
 use crate::mac::Provider;
 use crate::report::{QueueReport, Session};
 use crate::settings::{Backend, Settings};
+use crate::sockets;
 
 /// Between two ticks of the engine, in milliseconds.
 const TICK: u16 = 1000;
@@ -114,7 +114,7 @@ pub(super) type IcmpAnswer = (Verdict, Vec<u8>);
 /// What a worker is told from outside.
 pub(super) enum Command {
     Report(Sender<WorkerReport>),
-    Links(Arc<Links>, Arc<Policy>),
+    Adapt(Arc<Links>, Arc<Policy>),
     Icmp(IcmpQuestion),
     Remove(ConnectionId),
     Stop,
@@ -153,9 +153,9 @@ impl ConnectionReport {
         use crate::report::SessionState as Reported;
         Session {
             peer: Arc::clone(&self.peer),
-            local: sessions::local_end(&self.connection),
-            remote: sessions::remote_end(&self.connection),
-            vrf: sessions::vrf_name(&self.connection, links),
+            local: sockets::local_end(&self.connection),
+            remote: sockets::remote_end(&self.connection),
+            vrf: sockets::vrf_name(&self.connection, links),
             backend: Backend::Userspace,
             state: match self.state {
                 SessionState::Opening => Reported::Opening,
@@ -329,7 +329,7 @@ impl Worker {
                 // Whoever asked may have lost patience.
                 let _ = reply.send(self.report());
             }
-            Command::Links(links, policy) => {
+            Command::Adapt(links, policy) => {
                 self.links = links;
                 self.senders.clear();
                 self.routes.forget();

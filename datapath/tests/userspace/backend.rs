@@ -10,7 +10,7 @@ use ao_engine::crypto::Algorithm;
 use ao_engine::policy::Prefix;
 use datapath::report::{Report, SessionState};
 use datapath::settings::{OnExit, Settings, Strip};
-use datapath::userspace::{StartError, Userspace};
+use datapath::{Datapath, StartError};
 
 use crate::support::{Namespace, PORT, echo, give_up_in_time, pattern, settings};
 
@@ -21,7 +21,7 @@ struct End {
     peer: &'static str,
     algorithm: Algorithm,
     strip: Strip,
-    backend: Option<Userspace>,
+    backend: Option<Datapath>,
 }
 
 impl End {
@@ -36,7 +36,7 @@ impl End {
         let settings = self.settings();
         self.backend = Some(
             self.namespace
-                .run(move || Userspace::start(settings))
+                .run(move || Datapath::start(settings))
                 .unwrap(),
         );
     }
@@ -256,7 +256,7 @@ fn on_exit_remove_opens_the_way_again() {
     };
     let backend = one
         .namespace
-        .run(move || Userspace::start(settings))
+        .run(move || Datapath::start(settings))
         .unwrap();
     one.backend = Some(backend);
     one.stop();
@@ -277,7 +277,7 @@ fn an_unprotected_session_is_named_and_closed_only_on_request() {
     let refused = one.settings();
     let error = one
         .namespace
-        .run(move || Userspace::start(refused).map(drop))
+        .run(move || Datapath::start(refused).map(drop))
         .unwrap_err();
     assert!(
         matches!(error, StartError::UnprotectedSessions(_)),
@@ -295,7 +295,7 @@ fn an_unprotected_session_is_named_and_closed_only_on_request() {
         replace_sessions: true,
         ..one.settings()
     };
-    one.backend = Some(one.namespace.run(move || Userspace::start(forced)).unwrap());
+    one.backend = Some(one.namespace.run(move || Datapath::start(forced)).unwrap());
     assert!(
         stream.read(&mut [0; 1]).is_err(),
         "it should have been aborted"
@@ -310,7 +310,7 @@ fn a_peer_added_later_has_its_unprotected_session_named_too() {
     for peer in &mut before.peers {
         peer.remote = Prefix::host("10.0.0.99".parse().unwrap());
     }
-    one.backend = Some(one.namespace.run(move || Userspace::start(before)).unwrap());
+    one.backend = Some(one.namespace.run(move || Datapath::start(before)).unwrap());
     let listener = listen(&two);
     let mut stream = connect(&one);
     let (mut far, _) = listener.accept().unwrap();
@@ -321,7 +321,7 @@ fn a_peer_added_later_has_its_unprotected_session_named_too() {
     let added = one.settings();
     let error = one
         .namespace
-        .run(move || Userspace::start(added).map(drop))
+        .run(move || Datapath::start(added).map(drop))
         .unwrap_err();
     assert!(
         matches!(error, StartError::UnprotectedSessions(_)),
@@ -337,7 +337,7 @@ fn a_second_backend_is_refused_and_changes_nothing() {
     one.start();
     let refused = |end: &End, settings: Settings| {
         end.namespace
-            .run(move || Userspace::start(settings).map(drop))
+            .run(move || Datapath::start(settings).map(drop))
             .unwrap_err()
     };
 

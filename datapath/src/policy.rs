@@ -8,7 +8,7 @@ use ao_sys::links::Links;
 use crate::settings::PeerSpec;
 
 /// Builds the policy for the devices there are.
-pub(super) fn resolve(peers: &[PeerSpec], links: &Links) -> Result<Policy, PolicyError> {
+pub(crate) fn resolve(peers: &[PeerSpec], links: &Links) -> Result<Policy, PolicyError> {
     let mut absent = Vec::new();
     let mut index = |name: &String| {
         links

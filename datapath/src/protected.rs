@@ -16,17 +16,17 @@ const NAME: &str = "protected-peers";
 
 /// Remote prefixes and ports.
 #[derive(Debug, Default)]
-pub(super) struct Protected(Vec<(Prefix, RangeInclusive<u16>)>);
+pub(crate) struct Protected(Vec<(Prefix, RangeInclusive<u16>)>);
 
 impl Protected {
     /// What was noted last; nothing if nothing was, or nothing that can be read.
-    pub(super) fn load(state_dir: &Path) -> Self {
+    pub(crate) fn load(state_dir: &Path) -> Self {
         let text = fs::read_to_string(state_dir.join(NAME)).unwrap_or_default();
         Self(text.lines().filter_map(parse).collect())
     }
 
     /// Notes what is covered from now on.
-    pub(super) fn save(state_dir: &Path, peers: &[PeerSpec]) -> io::Result<()> {
+    pub(crate) fn save(state_dir: &Path, peers: &[PeerSpec]) -> io::Result<()> {
         let line = |peer: &PeerSpec| {
             let (address, length) = (peer.remote.address(), peer.remote.length());
             format!(
@@ -49,7 +49,7 @@ impl Protected {
     }
 
     /// Whether a connection between these ends was covered.
-    pub(super) fn covers(&self, local: SocketAddr, remote: SocketAddr) -> bool {
+    pub(crate) fn covers(&self, local: SocketAddr, remote: SocketAddr) -> bool {
         self.0.iter().any(|(prefix, ports)| {
             prefix.contains(remote.ip())
                 && (ports.contains(&local.port()) || ports.contains(&remote.port()))

@@ -4,17 +4,17 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
-use super::StartError;
+use crate::datapath::StartError;
 
 /// Held for as long as rules in this namespace are this process's business. The name of an
 /// abstract socket belongs to the network namespace, and is free again however the process ends.
 #[derive(Debug)]
-pub(super) struct NamespaceLock {
+pub(crate) struct NamespaceLock {
     _socket: UnixListener,
 }
 
 impl NamespaceLock {
-    pub(super) fn acquire() -> Result<Self, StartError> {
+    pub(crate) fn acquire() -> Result<Self, StartError> {
         let bound = SocketAddr::from_abstract_name("ao-sidecar/rules")
             .and_then(|address| UnixListener::bind_addr(&address));
         match bound {

@@ -1,0 +1,102 @@
+//! What the local TCP has, by socket diagnosis.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::sync::Arc;
+
+use ao_engine::policy::{ConnectionId, Policy};
+use ao_sys::links::Links;
+use ao_sys::sock_diag::{self, Filter, TcpSocket, TcpState};
+
+/// A live session of a configured peer.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerSocket {
+    pub(crate) socket: TcpSocket,
+    pub(crate) connection: ConnectionId,
+    /// Name of its peer.
+    pub(crate) peer: Arc<str>,
+}
+
+/// Live sessions with configured peers. Handshakes are none yet: what begins now is signed from
+/// its next segment on.
+pub(crate) fn of_peers(policy: &Policy, links: &Links) -> io::Result<Vec<PeerSocket>> {
+    let sockets = sock_diag::tcp_sockets(Filter::Connected)?;
+    let of_peer = |socket: TcpSocket| {
+        if matches!(socket.state, TcpState::SynSent | TcpState::SynReceived) {
+            return None;
+        }
+        let connection = connection_of(&socket, links);
+        let peer = policy.peers().get(policy.find(&connection)?)?;
+        Some(PeerSocket {
+            socket,
+            connection,
+            peer: Arc::clone(&peer.name),
+        })
+    };
+    Ok(sockets.into_iter().filter_map(of_peer).collect())
+}
+
+/// `local – remote`, for messages.
+pub(crate) fn name(socket: &TcpSocket) -> String {
+    format!("{} – {}", socket.local, socket.remote)
+}
+
+/// Closes a session that cannot go on: its daemon reconnects, protected.
+pub(crate) fn close(socket: &TcpSocket, was_guarded: bool) {
+    let session = name(socket);
+    let why = if was_guarded {
+        "its keys are not on record"
+    } else {
+        "it was unprotected"
+    };
+    match sock_diag::destroy(socket) {
+        Ok(()) => tracing::warn!(%session, "session closed: {why}"),
+        Err(error) => {
+            tracing::error!(
+                %session,
+                %error,
+                "session cannot be closed ({why}); it is blocked and will time out"
+            );
+        }
+    }
+}
+
+/// The connection of a socket, as segments name it.
+pub(crate) fn connection_of(socket: &TcpSocket, links: &Links) -> ConnectionId {
+    let on_link = |address: IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let (local, remote) = (socket.local, socket.remote);
+    let link_local = on_link(local.ip()) || on_link(remote.ip());
+    ConnectionId {
+        domain: links.domain_of(socket.interface),
+        interface: if link_local { socket.interface } else { 0 },
+        local: local.ip(),
+        remote: remote.ip(),
+        local_port: local.port(),
+        remote_port: remote.port(),
+    }
+}
+
+/// This end, with the link of a link-local address.
+pub(crate) fn local_end(id: &ConnectionId) -> SocketAddr {
+    end(id.local, id.local_port, id.interface)
+}
+
+/// The far end, with the link of a link-local address.
+pub(crate) fn remote_end(id: &ConnectionId) -> SocketAddr {
+    end(id.remote, id.remote_port, id.interface)
+}
+
+fn end(address: IpAddr, port: u16, interface: u32) -> SocketAddr {
+    match address {
+        IpAddr::V4(_) => SocketAddr::new(address, port),
+        IpAddr::V6(v6) => SocketAddrV6::new(v6, port, 0, interface).into(),
+    }
+}
+
+/// Name of the VRF device a connection lives in.
+pub(crate) fn vrf_name(id: &ConnectionId, links: &Links) -> Option<String> {
+    links
+        .get(id.domain)
+        .filter(|link| link.vrf)
+        .map(|link| link.name.clone())
+}

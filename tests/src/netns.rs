@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
+use crate::daemon::At;
 use crate::process::{Process, output};
 use crate::scratch::{prefix, serial};
 
@@ -105,11 +106,7 @@ impl Namespace {
         arguments: impl IntoIterator<Item = I>,
         log: &Path,
     ) -> Process {
-        let program = program.as_ref();
-        let mut command = self.command(program);
-        command.args(arguments);
-        let short = program.file_name().unwrap_or_default().to_string_lossy();
-        Process::spawn(&format!("{short} in {}", self.name), log, command)
+        At::plain(self).spawn(program, arguments, log)
     }
 }
 

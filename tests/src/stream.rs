@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::daemon::At;
 use crate::netns::Namespace;
 use crate::process::{Process, built_folder};
 use crate::scratch::Scratch;
@@ -24,8 +25,17 @@ impl Stream {
     /// When it does not come to listen.
     #[must_use]
     pub fn serve(namespace: &Namespace, address: &str, rate: u64) -> Self {
-        let stream = Self::spawn(namespace, "serve", address, rate);
-        wait::until("the listener", Duration::from_secs(5), || {
+        Self::serve_by(&At::plain(namespace), address, rate)
+    }
+
+    /// The same, under a launcher if there is one.
+    ///
+    /// # Panics
+    /// When it does not come to listen.
+    #[must_use]
+    pub fn serve_by(at: &At<'_>, address: &str, rate: u64) -> Self {
+        let stream = Self::spawn(at, "serve", address, rate);
+        wait::until("the listener", Duration::from_secs(20), || {
             stream.says("listening")
         });
         stream
@@ -34,14 +44,20 @@ impl Stream {
     /// Connects to `address`; the kernel goes on trying for about two minutes.
     #[must_use]
     pub fn connect(namespace: &Namespace, address: &str, rate: u64) -> Self {
-        Self::spawn(namespace, "connect", address, rate)
+        Self::connect_by(&At::plain(namespace), address, rate)
     }
 
-    fn spawn(namespace: &Namespace, role: &str, address: &str, rate: u64) -> Self {
+    /// The same, under a launcher if there is one.
+    #[must_use]
+    pub fn connect_by(at: &At<'_>, address: &str, rate: u64) -> Self {
+        Self::spawn(at, "connect", address, rate)
+    }
+
+    fn spawn(at: &At<'_>, role: &str, address: &str, rate: u64) -> Self {
         let scratch = Scratch::new();
         let end = scratch.file("end");
         let rate = rate.to_string();
-        let process = namespace.spawn(
+        let process = at.spawn(
             built_folder().join("ao-stream"),
             [role, address, &rate, &end.to_string_lossy()],
             &scratch.file("stream.log"),

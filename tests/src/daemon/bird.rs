@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::process::Command;
 
-use super::site::Site;
+use super::site::At;
 use super::{Daemon, Speaker, Standing, prefix};
 use crate::process::{Process, output};
 use crate::scratch::Scratch;
@@ -19,10 +19,10 @@ pub(super) struct Bird {
 }
 
 impl Bird {
-    pub(super) fn start(site: &Site<'_>, speaker: &Speaker) -> Self {
+    pub(super) fn start(at: &At<'_>, speaker: &Speaker) -> Self {
         let scratch = Scratch::new();
         let config = scratch.write("bird.conf", &configuration(speaker));
-        let process = site.spawn(
+        let process = at.spawn(
             "bird",
             [
                 "-f".as_ref(),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::site::Site;
+use super::site::At;
 use super::{Daemon, Speaker, Standing, parse_index, prefix};
 use crate::netns::Namespace;
 use crate::process::{Process, output};
@@ -31,10 +31,10 @@ pub(super) struct Frr {
 }
 
 impl Frr {
-    pub(super) fn start(site: &Site<'_>, speaker: &Speaker) -> Self {
+    pub(super) fn start(at: &At<'_>, speaker: &Speaker) -> Self {
         let scratch = Scratch::new();
         let zebra = (speaker.family == Family::LinkLocal || speaker.vrf.is_some())
-            .then(|| zebra(site.namespace, &scratch));
+            .then(|| zebra(at.namespace, &scratch));
         let config = scratch.write("bgpd.conf", &configuration(speaker));
         let mut arguments = common_arguments(&scratch, "bgpd", &config);
         arguments.push("--skip_runas".into());
@@ -47,7 +47,7 @@ impl Frr {
             .into(),
         );
         let path = Path::new(DIRECTORY).join("bgpd");
-        let bgpd = site.spawn(path, arguments, &scratch.file("bgpd.log"));
+        let bgpd = at.spawn(path, arguments, &scratch.file("bgpd.log"));
         Self {
             speaker: speaker.clone(),
             bgpd,

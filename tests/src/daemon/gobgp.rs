@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::site::Site;
+use super::site::At;
 use super::{Daemon, Speaker, Standing};
 use crate::process::{Process, output};
 use crate::scratch::Scratch;
@@ -23,11 +23,11 @@ pub(super) struct GoBgp {
 }
 
 impl GoBgp {
-    pub(super) fn start(site: &Site<'_>, speaker: &Speaker) -> Self {
+    pub(super) fn start(at: &At<'_>, speaker: &Speaker) -> Self {
         let scratch = Scratch::new();
         let config = scratch.write("gobgpd.toml", &configuration(speaker));
         let log = scratch.file("gobgpd.log");
-        let process = site.spawn(
+        let process = at.spawn(
             "gobgpd",
             [
                 "-t".as_ref(),
@@ -39,7 +39,7 @@ impl GoBgp {
         );
         let daemon = Self {
             speaker: speaker.clone(),
-            namespace: site.namespace.name().to_owned(),
+            namespace: at.namespace.name().to_owned(),
             process,
             _scratch: scratch,
         };

@@ -9,9 +9,7 @@ mod site;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use site::Launcher;
-
-use site::Site;
+pub use site::{At, Launcher};
 
 use crate::netns::Namespace;
 use crate::topology::{Family, Host};
@@ -143,7 +141,7 @@ pub fn start(
     namespace: &Namespace,
     speaker: &Speaker,
 ) -> Box<dyn Daemon> {
-    start_at(implementation, Site::new(namespace, None), speaker)
+    start_at(implementation, At::plain(namespace), speaker)
 }
 
 /// Starts a daemon under `ao-sidecar exec`; of FRR's programs only bgpd.
@@ -154,19 +152,15 @@ pub fn start_under(
     speaker: &Speaker,
     launcher: &Launcher,
 ) -> Box<dyn Daemon> {
-    start_at(
-        implementation,
-        Site::new(namespace, Some(launcher)),
-        speaker,
-    )
+    start_at(implementation, At::under(namespace, launcher), speaker)
 }
 
-fn start_at(implementation: Implementation, site: Site<'_>, speaker: &Speaker) -> Box<dyn Daemon> {
+fn start_at(implementation: Implementation, at: At<'_>, speaker: &Speaker) -> Box<dyn Daemon> {
     match implementation {
-        Implementation::Bird => Box::new(bird::Bird::start(&site, speaker)),
-        Implementation::Frr => Box::new(frr::Frr::start(&site, speaker)),
-        Implementation::GoBgp => Box::new(gobgp::GoBgp::start(&site, speaker)),
-        Implementation::OpenBgpd => Box::new(openbgpd::OpenBgpd::start(site, speaker)),
+        Implementation::Bird => Box::new(bird::Bird::start(&at, speaker)),
+        Implementation::Frr => Box::new(frr::Frr::start(&at, speaker)),
+        Implementation::GoBgp => Box::new(gobgp::GoBgp::start(&at, speaker)),
+        Implementation::OpenBgpd => Box::new(openbgpd::OpenBgpd::start(at, speaker)),
     }
 }
 

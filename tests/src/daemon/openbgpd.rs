@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::site::Site;
+use super::site::At;
 use super::{Daemon, Speaker, Standing, prefix};
 use crate::process::{Process, output};
 use crate::scratch::Scratch;
@@ -30,19 +30,19 @@ pub(super) struct OpenBgpd {
 }
 
 impl OpenBgpd {
-    pub(super) fn start(site: Site<'_>, speaker: &Speaker) -> Self {
+    pub(super) fn start(at: At<'_>, speaker: &Speaker) -> Self {
         std::fs::create_dir_all(HOME).expect("make bgpd's home");
         std::fs::set_permissions(HOME, Permissions::from_mode(0o755)).expect("set permissions");
         let scratch = Scratch::new();
         let text = configuration(speaker, &scratch.file("bgpd.sock").to_string_lossy());
         let config = scratch.write("bgpd.conf", &text);
         // It has no notion of Linux's VRFs, so that all its sockets are put into one.
-        let site = match &speaker.vrf {
-            Some(vrf) => site.in_vrf(vrf),
-            None => site,
+        let at = match &speaker.vrf {
+            Some(vrf) => at.in_vrf(vrf),
+            None => at,
         };
         let arguments = ["-d".as_ref(), "-f".as_ref(), config.as_os_str()];
-        let mut process = site.spawn("bgpd", arguments, &scratch.file("bgpd.log"));
+        let mut process = at.spawn("bgpd", arguments, &scratch.file("bgpd.log"));
         let session_engine = wait::poll("the session engine", Duration::from_secs(20), || {
             if let Some(status) = process.ended() {
                 panic!("bgpd ended with {status}");

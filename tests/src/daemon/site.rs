@@ -32,8 +32,7 @@ impl Launcher {
     }
 
     /// The words before a daemon's own command line.
-    #[must_use]
-    pub fn words(&self) -> Vec<OsString> {
+    fn words(&self) -> Vec<OsString> {
         let mut words = self.before.clone();
         words.push(program("ao-sidecar").into());
         words.extend(["exec", "--api-socket"].map(OsString::from));
@@ -41,32 +40,32 @@ impl Launcher {
         words.push("--".into());
         words
     }
-
-    /// Starts any program so.
-    #[must_use]
-    pub fn spawn<I: AsRef<OsStr>>(
-        &self,
-        namespace: &Namespace,
-        program: &str,
-        arguments: impl IntoIterator<Item = I>,
-        log: &Path,
-    ) -> Process {
-        spawn(namespace, self.words(), program.as_ref(), arguments, log)
-    }
 }
 
-/// A namespace and the words before a daemon's command line: none, a launcher's, `ip vrf exec`'s.
+/// A namespace, and the words before the command line of a program started in it: none, a
+/// launcher's, those of `ip vrf exec`.
 #[derive(Debug)]
-pub(super) struct Site<'a> {
+pub struct At<'a> {
     pub(super) namespace: &'a Namespace,
     before: Vec<OsString>,
 }
 
-impl<'a> Site<'a> {
-    pub(super) fn new(namespace: &'a Namespace, launcher: Option<&Launcher>) -> Self {
+impl<'a> At<'a> {
+    /// Programs are started as they are.
+    #[must_use]
+    pub fn plain(namespace: &'a Namespace) -> Self {
         Self {
             namespace,
-            before: launcher.map(Launcher::words).unwrap_or_default(),
+            before: Vec::new(),
+        }
+    }
+
+    /// Programs are started by a launcher.
+    #[must_use]
+    pub fn under(namespace: &'a Namespace, launcher: &Launcher) -> Self {
+        Self {
+            namespace,
+            before: launcher.words(),
         }
     }
 
@@ -77,32 +76,30 @@ impl<'a> Site<'a> {
         self
     }
 
-    pub(super) fn spawn<I: AsRef<OsStr>>(
+    /// Starts a program that goes on running.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn spawn<I: AsRef<OsStr>>(
         &self,
         program: impl AsRef<Path>,
         arguments: impl IntoIterator<Item = I>,
         log: &Path,
     ) -> Process {
-        let before = self.before.clone();
-        spawn(self.namespace, before, program.as_ref(), arguments, log)
+        let program = program.as_ref();
+        let mut words = self.before.iter().map(OsString::as_os_str);
+        let mut command = match words.next() {
+            Some(first) => {
+                let mut command = self.namespace.command(first);
+                command.args(words).arg(program);
+                command
+            }
+            None => self.namespace.command(program),
+        };
+        command.args(arguments);
+        let short = program.file_name().unwrap_or_default().to_string_lossy();
+        let name = format!("{short} in {}", self.namespace.name());
+        Process::spawn(&name, log, command)
     }
-}
-
-fn spawn<I: AsRef<OsStr>>(
-    namespace: &Namespace,
-    mut words: Vec<OsString>,
-    program: &Path,
-    arguments: impl IntoIterator<Item = I>,
-    log: &Path,
-) -> Process {
-    words.push(program.into());
-    words.extend(arguments.into_iter().map(|word| word.as_ref().to_owned()));
-    let rest = words.split_off(1);
-    let [first] = words.as_slice() else {
-        unreachable!("the program is a word")
-    };
-    let mut command = namespace.command(first);
-    command.args(rest);
-    let short = program.file_name().unwrap_or_default().to_string_lossy();
-    Process::spawn(&format!("{short} in {}", namespace.name()), log, command)
 }

@@ -278,3 +278,52 @@ fn a_lingering_client_cannot_hold_the_daemon() {
         assert!(found, "{log:?}");
     }
 }
+
+#[test]
+fn a_hangup_takes_over_keys_and_nothing_else() {
+    const SECOND_KEY: &str = "[[key_chain.key]]\nsend_id = 2\nrecv_id = 2\n\
+         algorithm = \"hmac-sha-1-96\"\nsecret = \"hunter2 is another\"\n[[peer]]";
+    let scene = Scene::new();
+    let mut daemon = scene.start();
+    assert_eq!(scene.notified(), "READY=1");
+    let two_keys = CONFIG.replace("[[peer]]", SECOND_KEY);
+    let another = two_keys.replace("as64502", "as64503");
+    let moved = two_keys.replace("192.0.2.2", "192.0.2.3");
+    let workers = two_keys.replace("workers = 1", "workers = 2");
+    for text in [&two_keys, &two_keys, &another, &moved, &workers, "broken"] {
+        fs::write(scene.path("c.toml"), text).unwrap();
+        daemon.signal(Signal::SIGHUP);
+        let reloading = scene.notified();
+        let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=");
+        assert!(time.unwrap().parse::<u64>().unwrap() > 0, "{reloading}");
+        assert_eq!(scene.notified(), "READY=1");
+        let peers = scene.aoctl("peers").stdout;
+        let peers: serde_json::Value = serde_json::from_slice(&peers).unwrap();
+        let peer = &peers.as_array().unwrap()[0];
+        assert_eq!(
+            (&peer["name"], &peer["address"], &peer["keys"]),
+            (&"as64502".into(), &"192.0.2.2".into(), &2.into())
+        );
+    }
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.ended().code(), Some(0));
+    let log = daemon.log();
+    let said: Vec<&str> = log
+        .iter()
+        .filter_map(|line| line["message"].as_str())
+        .filter(|message| message.starts_with("configuration "))
+        .collect();
+    assert_eq!(said.len(), 6, "{said:?}");
+    assert_eq!(said[0], "configuration read again: keys of 1 peer changed");
+    assert_eq!(said[1], "configuration read again: keys of 0 peers changed");
+    let refused = "configuration not taken over, the running configuration stays: ";
+    let restart = "only keys can change while ao-sidecar runs, restart it for the rest: ";
+    for (message, reason) in said[2..].iter().zip([
+        "peer \"as64503\" is new, peer \"as64502\" is gone",
+        "peer \"as64502\" has another address",
+        "other workers",
+    ]) {
+        assert_eq!(*message, format!("{refused}{restart}{reason}"));
+    }
+    assert!(said[5].starts_with(refused), "{}", said[5]);
+}

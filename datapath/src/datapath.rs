@@ -209,13 +209,13 @@ impl Datapath {
     ///
     /// # Errors
     /// When something else than keys differs, or keys contradict each other.
-    pub fn set_keys(&self, peers: Vec<PeerSpec>) -> Result<usize, ReloadError> {
+    pub fn set_keys(&self, peers: &[PeerSpec]) -> Result<usize, ReloadError> {
         let mut state = self.running.state();
-        let differences = differences(&state.peers, &peers);
+        let differences = differences(&state.peers, peers);
         if !differences.is_empty() {
             return Err(ReloadError::Differs(differences));
         }
-        policy::resolve(&peers, &state.links)?;
+        policy::resolve(peers, &state.links)?;
         let mut fresh = state.peers.clone();
         let mut changed = 0;
         for Served { spec, .. } in &mut fresh {

@@ -5,6 +5,7 @@
 
 mod logging;
 mod notify;
+mod reload;
 mod state_dir;
 
 use std::io;
@@ -12,7 +13,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use datapath::settings::{OnExit, Settings};
+use datapath::report::Report;
+use datapath::settings::{Backend, OnExit};
 use datapath::{Datapath, StartError, StopError};
 use grpc_api::{ApiSocket, PeerFacts, Snapshot, SocketError, Source};
 use nix::sys::prctl::set_dumpable;
@@ -23,9 +25,10 @@ use tokio::task::{JoinError, spawn_blocking};
 use tracing::{error, info, warn};
 
 use self::notify::Notifier;
+use self::reload::ReloadError;
 use self::state_dir::{StateDir, StateDirError};
 use crate::VERSION;
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, Peer};
 
 /// Longest time calls in progress may take once the daemon stops.
 const API_GRACE: Duration = Duration::from_secs(1);
@@ -81,6 +84,14 @@ pub enum DaemonError {
 /// # Errors
 /// When anything prevents the start, or the stop fails.
 pub fn run(options: &Options) -> Result<(), DaemonError> {
+    let config = load(options)?;
+    logging::init(config.log);
+    info!(version = VERSION, config = %options.config.display(), "ao-sidecar starts");
+    start(options, config).inspect_err(|failure| error!("{failure}"))
+}
+
+/// The configuration as the command line has it.
+fn load(options: &Options) -> Result<Config, ConfigError> {
     let mut config = Config::load(&options.config)?;
     if let Some(folder) = &options.state_dir {
         config.state_dir.clone_from(folder);
@@ -88,9 +99,7 @@ pub fn run(options: &Options) -> Result<(), DaemonError> {
     if let Some(socket) = &options.api_socket {
         config.api_socket.clone_from(socket);
     }
-    logging::init(config.log);
-    info!(version = VERSION, config = %options.config.display(), "ao-sidecar starts");
-    start(&config, options.replace_sessions).inspect_err(|failure| error!("{failure}"))
+    Ok(config)
 }
 
 /// Installs the guard alone, before the network comes up and the daemon starts.
@@ -120,7 +129,7 @@ fn check_privileges() -> Result<(), DaemonError> {
     }
 }
 
-fn start(config: &Config, replace_sessions: bool) -> Result<(), DaemonError> {
+fn start(options: &Options, config: Config) -> Result<(), DaemonError> {
     check_privileges()?;
     keep_keys_out_of_core_dumps();
     if config.datapath == config::Datapath::Auto {
@@ -133,7 +142,7 @@ fn start(config: &Config, replace_sessions: bool) -> Result<(), DaemonError> {
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()?;
-    runtime.block_on(supervise(config, socket, config.settings(replace_sessions)))
+    runtime.block_on(supervise(options, config, socket))
 }
 
 /// A core dump or a debugger of another process would show the master keys.
@@ -145,13 +154,16 @@ fn keep_keys_out_of_core_dumps() {
 }
 
 async fn supervise(
-    config: &Config,
+    options: &Options,
+    config: Config,
     socket: ApiSocket,
-    settings: Settings,
 ) -> Result<(), DaemonError> {
     let stop = watch_signals()?;
+    // Watched before the start: it would end the process otherwise.
+    let mut hangup = signal(SignalKind::hangup())?;
     let notifier = Notifier::from_environment();
-    let on_exit = settings.on_exit;
+    let on_exit = config.on_exit;
+    let settings = config.settings(options.replace_sessions);
 
     let backend = spawn_blocking(move || Datapath::start(settings)).await??;
     let sidecar = Arc::new(Sidecar::new(config, backend));
@@ -159,7 +171,12 @@ async fn supervise(
 
     let api = tokio::spawn(serve_api(socket, sidecar.clone(), stop.clone()));
     notifier.send("READY=1");
-    wanted(stop).await;
+    loop {
+        tokio::select! {
+            () = wanted(stop.clone()) => break,
+            _ = hangup.recv() => reload(options, &sidecar, &notifier).await?,
+        }
+    }
 
     notifier.send("STOPPING=1");
     api.await?;
@@ -169,6 +186,26 @@ async fn supervise(
         OnExit::Keep => info!("stopped; rules and guard stay: configured peers are blocked"),
         OnExit::Remove => info!("stopped; rules and guard are removed: peers are unprotected"),
     }
+    Ok(())
+}
+
+/// Takes over the keys of a configuration that has changed. Whatever is wrong with it, the daemon
+/// goes on as before.
+async fn reload(
+    options: &Options,
+    sidecar: &Arc<Sidecar>,
+    notifier: &Notifier,
+) -> Result<(), DaemonError> {
+    notifier.send(&reload::reloading());
+    let (options, sidecar) = (options.clone(), Arc::clone(sidecar));
+    match spawn_blocking(move || sidecar.reload(&options)).await? {
+        Ok(1) => info!("configuration read again: keys of 1 peer changed"),
+        Ok(changed) => info!("configuration read again: keys of {changed} peers changed"),
+        Err(failure) => {
+            error!("configuration not taken over, the running configuration stays: {failure}");
+        }
+    }
+    notifier.send("READY=1");
     Ok(())
 }
 
@@ -222,24 +259,34 @@ async fn wanted(mut stop: watch::Receiver<bool>) {
 /// The running backend, as the API sees it.
 struct Sidecar {
     started: Instant,
-    peers: Arc<[PeerFacts]>,
+    running: Mutex<Config>,
     /// Taken when the daemon stops.
     backend: Mutex<Option<Datapath>>,
 }
 
 impl Sidecar {
-    fn new(config: &Config, backend: Datapath) -> Self {
-        let facts = config.peers.iter().map(|peer| PeerFacts {
-            name: peer.spec.name.clone(),
-            key_chain: peer.key_chain.clone(),
-            keys: u32::try_from(peer.spec.keys.len()).unwrap_or(u32::MAX),
-            ports: (*peer.spec.ports.start(), *peer.spec.ports.end()),
-        });
+    fn new(config: Config, backend: Datapath) -> Self {
         Self {
             started: Instant::now(),
-            peers: facts.collect(),
+            running: Mutex::new(config),
             backend: Mutex::new(Some(backend)),
         }
+    }
+
+    /// Reads the configuration again; returns how many peers have other keys now.
+    fn reload(&self, options: &Options) -> Result<usize, ReloadError> {
+        let fresh = load(options)?;
+        let mut running = self.running();
+        let differing = reload::differing_settings(&running, &fresh);
+        if !differing.is_empty() {
+            return Err(ReloadError::Settings(differing));
+        }
+        let peers: Vec<_> = fresh.peers.iter().map(|peer| peer.spec.clone()).collect();
+        let backend = self.backend();
+        let datapath = backend.as_ref().ok_or(ReloadError::Stopping)?;
+        let changed = datapath.set_keys(&peers)?;
+        *running = fresh;
+        Ok(changed)
     }
 
     fn log_start(&self, socket: impl std::fmt::Display) {
@@ -251,7 +298,7 @@ impl Sidecar {
         };
         info!(
             datapath,
-            peers = self.peers.len(),
+            peers = report.peers.len(),
             queue_rules = report.queue_rules,
             guard = report.guard,
             strip = report.strips,
@@ -265,6 +312,10 @@ impl Sidecar {
         backend.map_or(Ok(()), Datapath::stop)
     }
 
+    fn running(&self) -> MutexGuard<'_, Config> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn backend(&self) -> MutexGuard<'_, Option<Datapath>> {
         self.backend.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -276,9 +327,29 @@ impl Source for Sidecar {
         Some(Snapshot {
             version: VERSION,
             uptime: self.started.elapsed(),
-            datapath: "userspace",
-            peers: self.peers.clone(),
+            datapath: backends(&report),
+            peers: self.running().peers.iter().map(facts).collect(),
             report,
         })
+    }
+}
+
+/// What the API tells of a peer beside the datapath's report.
+fn facts(peer: &Peer) -> PeerFacts {
+    PeerFacts {
+        name: peer.spec.name.clone(),
+        key_chain: peer.key_chain.clone(),
+        keys: u32::try_from(peer.spec.keys.len()).unwrap_or(u32::MAX),
+        ports: (*peer.spec.ports.start(), *peer.spec.ports.end()),
+    }
+}
+
+/// The backends that serve a peer.
+fn backends(report: &Report) -> &'static str {
+    let serves = |backend| report.peers.iter().any(|peer| peer.backend == backend);
+    match (serves(Backend::Kernel), serves(Backend::Userspace)) {
+        (true, true) => "kernel and userspace",
+        (true, false) => "kernel",
+        (false, _) => "userspace",
     }
 }

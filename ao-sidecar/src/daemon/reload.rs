@@ -27,7 +27,6 @@ pub(super) fn differing_settings(running: &Config, fresh: &Config) -> Vec<&'stat
     let log = |config: &Config| (config.log.format, config.log.level);
     let (one, other) = (running.settings(false), fresh.settings(false));
     let Settings {
-        peers: _,
         first_queue,
         workers,
         queue_length,
@@ -36,7 +35,7 @@ pub(super) fn differing_settings(running: &Config, fresh: &Config) -> Vec<&'stat
         strip,
         on_exit,
         state_dir,
-        replace_sessions: _,
+        ..
     } = one;
     [
         ("api_socket", running.api_socket != fresh.api_socket),

@@ -10,6 +10,7 @@
 )]
 
 mod kernel_ao;
+mod kernel_backend;
 mod native_rules;
 mod netem;
 mod vrf;

@@ -5,6 +5,7 @@ pub mod links;
 mod netlink;
 pub mod nfqueue;
 pub mod nftables;
+pub mod optmem;
 pub mod pidfd;
 pub mod probe;
 pub mod process;
@@ -14,6 +15,8 @@ pub mod seccomp;
 pub mod sock_diag;
 mod socket;
 pub mod tcp_ao;
+pub mod tcp_socket;
 #[cfg(test)]
 mod test_support;
+pub mod unix;
 pub mod xtables;

@@ -241,8 +241,13 @@ impl Listener {
             match sent {
                 Ok(()) => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(false),
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // Gone, or answered already and not yet on its way.
+                    return match error.raw_os_error() {
+                        Some(libc::ENOENT | libc::EINPROGRESS) => Ok(false),
+                        _ => Err(error),
+                    };
+                }
             }
         }
     }

@@ -88,6 +88,8 @@ pub struct TcpSocket {
     pub inode: u32,
     /// User that made it.
     pub uid: u32,
+    /// Names the socket for as long as the machine is up (SO_COOKIE).
+    pub cookie: u64,
     family: u8,
     id: SocketId,
 }
@@ -190,6 +192,8 @@ fn parse(message: &[u8]) -> Option<TcpSocket> {
         interface: id.interface_id,
         inode,
         uid,
+        // Two halves of 32 bits, low one first, each in the byte order of the machine.
+        cookie: u64::from_ne_bytes(id.cookie),
         family,
         id,
     })

@@ -19,6 +19,9 @@ pub(crate) fn start_forked(function: impl FnOnce() -> io::Result<()>) -> u32 {
     match unsafe { fork() }.unwrap() {
         ForkResult::Parent { child } => child.as_raw().cast_unsigned(),
         ForkResult::Child => {
+            // A test that fails does not leave the process behind.
+            // SAFETY: takes integers only.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
             let run = std::panic::AssertUnwindSafe(function);
             let status = match std::panic::catch_unwind(run) {
                 Ok(Ok(())) => 0,

@@ -5,6 +5,8 @@
 pub mod client;
 pub mod config;
 pub mod daemon;
+pub mod launch;
+mod logging;
 
 /// Version of both binaries.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,6 +1,7 @@
 //! The kernel's interfaces: every `unsafe` of the project is in this crate.
 
 pub mod capabilities;
+pub mod descriptors;
 pub mod links;
 mod netlink;
 pub mod nfqueue;

@@ -1,17 +1,21 @@
 //! The datapath as a whole: rules, guard, and the backends behind them.
 //!
 //! Read in this order: [`Datapath::start`] (what is done in which order, so that no moment is
-//! unprotected), [`Datapath::set_keys`], [`Datapath::set_backends`].
+//! unprotected), [`Datapath::set_keys`], `Running::reconsider` (peers change hands when a daemon is
+//! launched).
 
+use std::collections::HashSet;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ao_engine::policy::{Mkt, Policy, PolicyError};
 use ao_sys::capabilities::{have_net_admin, have_net_raw};
 use ao_sys::links::Links;
 use ao_sys::nfqueue::BindError;
 
+use crate::choice::{self, Abilities, Circumstances, Decision, Impossible};
 use crate::firewall::{self, Firewall, Queues, Ruleset, Watcher};
+use crate::kernel::{ActiveSessions, Kernel, RefusedKeys, Target};
 use crate::lock::NamespaceLock;
 use crate::policy;
 use crate::protected::Protected;
@@ -47,6 +51,9 @@ pub enum StartError {
          or add the peers to its configuration"
     )]
     AnotherSidecar,
+    /// A peer is to be the kernel's and cannot be.
+    #[error(transparent)]
+    Impossible(#[from] Impossible),
     /// Sessions to configured peers are alive and unprotected.
     #[error(
         "unprotected session{} alive: {}; run with --replace-sessions to close {} and let the \
@@ -78,15 +85,9 @@ pub enum ReloadError {
     /// Two keys contradict each other.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-}
-
-/// What was decided for a peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision {
-    /// Who signs.
-    pub backend: Backend,
-    /// Why, in a few words.
-    pub reason: String,
+    /// The kernel does not take them.
+    #[error("{0}")]
+    Kernel(#[from] RefusedKeys),
 }
 
 /// The running datapath.
@@ -104,6 +105,9 @@ struct Running {
     firewall: Arc<Firewall>,
     /// Absent when the kernel serves all peers by configuration.
     userspace: Option<Userspace>,
+    /// Set once, as it tells us of launched daemons.
+    kernel: OnceLock<Kernel>,
+    abilities: Abilities,
     state: Mutex<State>,
 }
 
@@ -132,9 +136,17 @@ impl Datapath {
         check_privileges()?;
         let links = Arc::new(Links::read().map_err(|e| StartError::Io("network devices", e))?);
         // All peers at once: what contradicts itself does so whoever serves it.
-        policy::resolve(&settings.peers, &links)?;
+        let everyone = Arc::new(policy::resolve(&settings.peers, &links)?);
         let firewall = Arc::new(Firewall::probe()?);
-        let peers = served(&settings.peers);
+        let abilities = Abilities::probe().map_err(|e| StartError::Io("TCP socket", e))?;
+        let active = active_sessions(&abilities, &everyone, &links);
+        let decisions = choice::decide(&settings.peers, &abilities, |peer| Circumstances {
+            kernel_session: active.any_of(&peer.name),
+            // Those that there are register, or register again, as soon as we serve.
+            launched: false,
+            userspace_session: false,
+        })?;
+        let peers = served(&settings.peers, decisions);
         let policy = Arc::new(engine_policy(&peers, &links)?);
         let ruleset = ruleset(&settings, &peers)?;
         // Queues and lock first: what another sidecar protects must not be taken for unprotected.
@@ -150,7 +162,7 @@ impl Datapath {
             let mut sockets = sockets::of_peers(&policy, &links)
                 .map_err(|e| StartError::Io("socket diagnosis", e))?;
             sockets.retain(|socket| match backend_of(&peers, &socket.peer) {
-                Backend::Kernel => !signed_by_kernel(socket),
+                Backend::Kernel => !active.has(socket.socket.local, socket.socket.remote),
                 Backend::Userspace => !prepared
                     .as_ref()
                     .is_some_and(|prepared| prepared.knows(&socket.connection)),
@@ -177,12 +189,16 @@ impl Datapath {
         let unprotected = strangers()?;
 
         let userspace = prepared.map(|prepared| prepared.run(&policy)).transpose()?;
+        let target = kernel_target(&Target::default(), &peers, &links)?;
         let running = Arc::new(Running {
             settings,
             firewall: Arc::clone(&firewall),
             userspace,
+            kernel: OnceLock::new(),
+            abilities,
             state: Mutex::new(State { peers, links }),
         });
+        running.start_kernel(target)?;
         let told = Arc::clone(&running);
         let watcher = Watcher::spawn(firewall, move |links| told.set_links(links))?;
         for found in &unprotected {
@@ -226,29 +242,25 @@ impl Datapath {
             spec.keys.clone_from(&new.keys);
         }
         let policy = Arc::new(engine_policy(&fresh, &state.links)?);
+        if let Some(kernel) = self.running.kernel.get() {
+            let target = kernel_target(&kernel.target(), &fresh, &state.links)?;
+            kernel.set_target(target, true)?;
+        }
         state.peers = fresh;
         self.running.adapt(&state, &policy);
         Ok(changed)
     }
 
-    /// Gives peers to other backends: one decision for each, in the order of the settings. Rules
-    /// and guard are replaced if any backend has changed; returns whether one has.
-    ///
-    /// Sessions of a peer that changes hands do not go on.
-    ///
-    /// # Errors
-    /// When the firewall refuses: then backends stay as they were.
-    pub fn set_backends(&self, decisions: &[Decision]) -> Result<bool, firewall::Error> {
-        self.running.set_backends(decisions)
-    }
-
     /// Stops in order. Rules and guard stay or go as configured; while they stay, configured
-    /// peers of the userspace backend are blocked.
+    /// peers of the userspace backend are blocked. The kernel's sessions go on.
     ///
     /// # Errors
     /// When rules that should go could not be removed.
     pub fn stop(mut self) -> Result<(), StopError> {
         drop(self.watcher.take());
+        if let Some(kernel) = self.running.kernel.get() {
+            kernel.stop();
+        }
         // The queues close after the rules are gone, so that what is under way is not lost.
         if self.running.settings.on_exit == OnExit::Remove {
             self.running.firewall.remove()?;
@@ -278,6 +290,18 @@ impl Running {
         if let Some(userspace) = &self.userspace {
             userspace.report(&mut report, &policy);
         }
+        if let Some(kernel) = self.kernel.get() {
+            let sessions = kernel.sessions();
+            for session in &sessions {
+                let mut peers = report.peers.iter_mut();
+                if let Some(peer) = peers.find(|peer| peer.name == session.peer) {
+                    peer.segments_good += session.segments_good;
+                    peer.segments_sent += session.segments_sent;
+                }
+            }
+            report.sessions.extend(sessions);
+            report.kernel = Some(kernel.report());
+        }
         for peer in &mut report.peers {
             let established = report.sessions.iter().filter(|session| {
                 session.peer == peer.name && session.state == SessionState::Established
@@ -287,29 +311,120 @@ impl Running {
         report
     }
 
-    fn set_backends(&self, decisions: &[Decision]) -> Result<bool, firewall::Error> {
+    /// Starts the kernel backend, which tells us from then on of launched daemons.
+    fn start_kernel(self: &Arc<Self>, target: Target) -> Result<(), StartError> {
+        let this = Arc::downgrade(self);
+        let on_registered = Box::new(move || {
+            if let Some(this) = this.upgrade() {
+                this.reconsider();
+            }
+        });
+        let kernel = Kernel::start(target, self.abilities.tcp_ao, on_registered)
+            .map_err(|e| StartError::Io("kernel backend", e))?;
+        let kernel = self.kernel.get_or_init(|| kernel);
+        kernel
+            .serve(&self.settings.keeper_socket)
+            .map_err(|e| StartError::Io("socket for launched daemons", e))
+    }
+
+    /// Decides anew, as a daemon has been launched or has gone.
+    fn reconsider(&self) {
+        let Some(kernel) = self.kernel.get() else {
+            return;
+        };
         let mut state = self.state();
+        let specs: Vec<PeerSpec> = state.peers.iter().map(|peer| peer.spec.clone()).collect();
+        let decided = self
+            .circumstances(kernel, &specs, &state.links)
+            .map(|of| choice::decide(&specs, &self.abilities, of));
+        match decided {
+            Ok(Ok(decisions)) => {
+                if let Err(error) = self.set_backends(kernel, &mut state, &decisions) {
+                    tracing::error!(%error, "peers stay with their backends");
+                }
+            }
+            // What was possible at the start and is not any more: keys have changed since.
+            Ok(Err(error)) => tracing::error!(%error, "peers stay with their backends"),
+            Err(error) => tracing::error!(%error, "peers stay with their backends"),
+        }
+    }
+
+    /// How things are with each peer now.
+    fn circumstances(
+        &self,
+        kernel: &Kernel,
+        specs: &[PeerSpec],
+        links: &Arc<Links>,
+    ) -> io::Result<impl Fn(&PeerSpec) -> Circumstances> {
+        let everyone = policy::resolve(specs, links).map_err(io::Error::other)?;
+        let everyone = Arc::new(everyone);
+        let active = active_sessions(&self.abilities, &everyone, links);
+        let others: HashSet<Arc<str>> = sockets::of_peers(&everyone, links)?
+            .into_iter()
+            .filter(|found| !active.has(found.socket.local, found.socket.remote))
+            .map(|found| found.peer)
+            .collect();
+        let launched = kernel.has_daemon();
+        Ok(move |peer: &PeerSpec| Circumstances {
+            launched,
+            kernel_session: active.any_of(&peer.name),
+            userspace_session: others.contains(&peer.name),
+        })
+    }
+
+    /// Gives peers to other backends. Sessions of a peer that changes hands would not go on, and
+    /// it is decided so that there are none.
+    fn set_backends(
+        &self,
+        kernel: &Kernel,
+        state: &mut State,
+        decisions: &[Decision],
+    ) -> Result<(), firewall::Error> {
         let mut fresh = state.peers.clone();
+        let mut moved = Vec::new();
         for (served, decision) in fresh.iter_mut().zip(decisions) {
+            if served.decision.backend != decision.backend {
+                moved.push((Arc::clone(&served.spec.name), decision.clone()));
+            }
             served.decision.clone_from(decision);
         }
-        let backends = |peers: &[Served]| -> Vec<Backend> {
-            peers.iter().map(|peer| peer.decision.backend).collect()
-        };
-        let changed = backends(&fresh) != backends(&state.peers);
-        if changed {
-            self.firewall.install(&ruleset(&self.settings, &fresh)?)?;
+        if moved.is_empty() {
+            state.peers = fresh;
+            return Ok(());
+        }
+        // Keys first, so that a peer that comes to the kernel finds its listener ready.
+        let former = kernel.target();
+        self.set_kernel_target(kernel, &fresh, &state.links);
+        let installed =
+            ruleset(&self.settings, &fresh).and_then(|ruleset| self.firewall.install(&ruleset));
+        if let Err(error) = installed {
+            kernel.restore_target(former);
+            return Err(error);
+        }
+        for (peer, decision) in moved {
+            let backend = decision.backend.as_str();
+            tracing::info!(%peer, backend, "peer changes hands: {}", decision.reason);
         }
         state.peers = fresh;
-        if changed {
-            self.follow(&state);
+        self.follow(state);
+        Ok(())
+    }
+
+    fn set_kernel_target(&self, kernel: &Kernel, peers: &[Served], links: &Arc<Links>) {
+        let target = kernel_target(&kernel.target(), peers, links);
+        // Not strictly: what cannot be done is logged and tried again.
+        let set = target.map(|target| kernel.set_target(target, false));
+        if let Err(error) = set {
+            tracing::error!(%error, "peers could not be matched to the devices");
         }
-        Ok(changed)
     }
 
     fn set_links(&self, links: &Arc<Links>) {
         let mut state = self.state();
         state.links = Arc::clone(links);
+        if let Some(kernel) = self.kernel.get() {
+            self.set_kernel_target(kernel, &state.peers, &state.links);
+        }
         self.follow(&state);
     }
 
@@ -339,10 +454,33 @@ impl Running {
 pub fn install_guard(settings: &Settings) -> Result<(), StartError> {
     check_privileges()?;
     let _lock = NamespaceLock::acquire()?;
-    let ruleset = ruleset(settings, &served(&settings.peers))?;
+    let decisions = guard_decisions(settings)?;
+    let ruleset = ruleset(settings, &served(&settings.peers, decisions))?;
     Firewall::probe()?.install_guard(&ruleset)?;
     note_protected(settings);
     Ok(())
+}
+
+/// For the guard alone it matters who lets segments in: the kernel by itself, for peers that are
+/// its or have a session of its; the engine, which marks them, for all others. Whether the kernel
+/// can is for the start to say.
+fn guard_decisions(settings: &Settings) -> Result<Vec<Decision>, StartError> {
+    let links = Arc::new(Links::read().map_err(|e| StartError::Io("network devices", e))?);
+    let everyone = Arc::new(policy::resolve(&settings.peers, &links)?);
+    let abilities = Abilities::probe().map_err(|e| StartError::Io("TCP socket", e))?;
+    let active = active_sessions(&abilities, &everyone, &links);
+    let decision = |peer: &PeerSpec| {
+        let kernel = peer.datapath == Choice::Kernel || active.any_of(&peer.name);
+        Decision {
+            backend: if kernel {
+                Backend::Kernel
+            } else {
+                Backend::Userspace
+            },
+            reason: "guard only".to_owned(),
+        }
+    };
+    Ok(settings.peers.iter().map(decision).collect())
 }
 
 /// Removes guard and rules: configured peers are unprotected from then on.
@@ -362,29 +500,46 @@ fn check_privileges() -> Result<(), StartError> {
     }
 }
 
-/// Which backend serves which peer, in their order.
-fn decide(peers: &[PeerSpec]) -> Vec<Decision> {
-    let decision = |peer: &PeerSpec| {
-        let (backend, reason) = match peer.datapath {
-            Choice::Kernel => (Backend::Kernel, "configured"),
-            Choice::Userspace => (Backend::Userspace, "configured"),
-            Choice::Auto => (Backend::Userspace, "no daemon is launched"),
-        };
-        Decision {
-            backend,
-            reason: reason.to_owned(),
-        }
-    };
-    peers.iter().map(decision).collect()
+/// Sessions that the kernel signs by itself, whoever gave it the keys.
+fn active_sessions(
+    abilities: &Abilities,
+    everyone: &Arc<Policy>,
+    links: &Arc<Links>,
+) -> ActiveSessions {
+    if !abilities.tcp_ao {
+        return ActiveSessions::default();
+    }
+    let names = everyone.peers().iter().map(|peer| Arc::clone(&peer.name));
+    let target = Target::after(
+        &Target::default(),
+        Arc::clone(everyone),
+        names.collect(),
+        Arc::clone(links),
+    );
+    ActiveSessions::find(&target)
 }
 
-/// Whether the kernel signs a live session by itself.
-fn signed_by_kernel(_session: &PeerSocket) -> bool {
-    false
+/// What the kernel's sockets should have.
+fn kernel_target(
+    former: &Target,
+    peers: &[Served],
+    links: &Arc<Links>,
+) -> Result<Target, PolicyError> {
+    let specs: Vec<PeerSpec> = peers.iter().map(|peer| peer.spec.clone()).collect();
+    let ours = peers
+        .iter()
+        .filter(|peer| peer.decision.backend == Backend::Kernel)
+        .map(|peer| Arc::clone(&peer.spec.name));
+    Ok(Target::after(
+        former,
+        Arc::new(policy::resolve(&specs, links)?),
+        ours.collect(),
+        Arc::clone(links),
+    ))
 }
 
-fn served(peers: &[PeerSpec]) -> Vec<Served> {
-    let decided = peers.iter().cloned().zip(decide(peers));
+fn served(peers: &[PeerSpec], decisions: Vec<Decision>) -> Vec<Served> {
+    let decided = peers.iter().cloned().zip(decisions);
     decided
         .map(|(spec, decision)| Served { spec, decision })
         .collect()
@@ -503,5 +658,80 @@ fn peer_report(peer: &Served) -> PeerReport {
         segments_good: 0,
         segments_sent: 0,
         drops: std::collections::BTreeMap::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ao_engine::crypto::{Algorithm, MasterKey};
+    use ao_engine::policy::{ConnectionId, Prefix};
+
+    use super::*;
+
+    fn served_by(backend: Backend, name: &str, remote: Prefix) -> Served {
+        let key = Mkt {
+            send_id: 1,
+            recv_id: 1,
+            algorithm: Algorithm::HmacSha1_96,
+            master_key: MasterKey::new(b"secret").unwrap(),
+            include_options: true,
+        };
+        Served {
+            spec: PeerSpec {
+                name: name.into(),
+                remote,
+                local: None,
+                ports: 179..=179,
+                interface: None,
+                vrf: None,
+                keys: vec![Arc::new(key)],
+                ttl_min: 0,
+                datapath: Choice::Auto,
+            },
+            decision: Decision {
+                backend,
+                reason: String::new(),
+            },
+        }
+    }
+
+    /// Its connections are not the wider peer's, whose keys they would be signed with.
+    #[test]
+    fn a_kernel_peer_hides_the_wider_userspace_peer_from_the_engine() {
+        let address = "10.0.0.2".parse().unwrap();
+        let wide = Prefix::new("10.0.0.0".parse().unwrap(), 24).unwrap();
+        let peers = [
+            served_by(Backend::Kernel, "host", Prefix::host(address)),
+            served_by(Backend::Userspace, "net", wide),
+        ];
+        let policy = engine_policy(&peers, &Links::default()).unwrap();
+        let connection = ConnectionId {
+            domain: 0,
+            interface: 0,
+            local: "10.0.0.1".parse().unwrap(),
+            remote: address,
+            local_port: 40000,
+            remote_port: 179,
+        };
+        let found = &policy.peers()[policy.find(&connection).unwrap()];
+        assert_eq!((&*found.name, found.keys.len()), ("host", 0));
+        let other = ConnectionId {
+            remote: "10.0.0.3".parse().unwrap(),
+            ..connection
+        };
+        let found = &policy.peers()[policy.find(&other).unwrap()];
+        assert_eq!((&*found.name, found.keys.len()), ("net", 1));
+    }
+
+    #[test]
+    fn queues_are_needed_unless_all_peers_are_the_kernels_by_configuration() {
+        let remote = Prefix::host("10.0.0.2".parse().unwrap());
+        let peer = |datapath| PeerSpec {
+            datapath,
+            ..served_by(Backend::Kernel, "p", remote).spec
+        };
+        assert!(!needs_queues(&[peer(Choice::Kernel), peer(Choice::Kernel)]));
+        assert!(needs_queues(&[peer(Choice::Kernel), peer(Choice::Auto)]));
+        assert!(needs_queues(&[peer(Choice::Userspace)]));
     }
 }

@@ -1,6 +1,7 @@
 //! The backends that put TCP-AO onto a daemon's sessions.
 
 mod abort;
+mod choice;
 mod datapath;
 mod lock;
 mod policy;
@@ -9,11 +10,13 @@ mod sockets;
 mod userspace;
 
 pub mod firewall;
+pub mod keeper;
+mod kernel;
 pub mod mac;
 pub mod report;
 pub mod settings;
 
-pub use datapath::{
-    Datapath, Decision, ReloadError, StartError, StopError, install_guard, remove_guard,
-};
+pub use choice::Decision;
+pub use datapath::{Datapath, ReloadError, StartError, StopError, install_guard, remove_guard};
+pub use kernel::RefusedKeys;
 pub use userspace::JournalError;

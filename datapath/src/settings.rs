@@ -108,6 +108,8 @@ pub struct Settings {
     pub on_exit: OnExit,
     /// Where connection state is kept.
     pub state_dir: PathBuf,
+    /// Where keepers of launched daemons are awaited ([`crate::keeper::socket_path`]).
+    pub keeper_socket: PathBuf,
     /// Close unprotected sessions that are alive at the first start, instead of refusing to start.
     pub replace_sessions: bool,
 }

@@ -1,11 +1,14 @@
 //! `ao-sidecar`: the daemon.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use ao_sidecar::config::Config;
+use ao_sidecar::config::{Config, DEFAULT_API_SOCKET};
 use ao_sidecar::daemon::{self, DaemonError, Options};
+use ao_sidecar::launch::{self, Service};
 use clap::{Parser, Subcommand};
 
 /// Protect the TCP sessions of an unmodified BGP daemon with TCP-AO (RFC 5925).
@@ -48,6 +51,53 @@ enum Command {
         #[arg(value_name = "FILE", default_value = DEFAULT_CONFIG)]
         config: PathBuf,
     },
+    /// Become a BGP daemon whose sockets get their TCP-AO keys before they connect or listen
+    ///
+    /// Waits for a running `ao-sidecar run`, then starts DAEMON in this very process. A small
+    /// keeper process stays beside it until it ends. Needs root; DAEMON may drop its privileges,
+    /// fork, and use threads.
+    #[command(
+        after_help = "Exit codes: DAEMON's own; 125 it was not started, 126 it cannot be \
+                            run, 127 there is no such program."
+    )]
+    Exec {
+        /// Unix socket of the sidecar's API
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_API_SOCKET)]
+        api_socket: PathBuf,
+        /// Wait so long for the sidecar
+        #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+        wait: u64,
+        /// Without root: hand over to the keeper service at this socket (`ao-sidecar keeper`)
+        #[arg(long, value_name = "FILE")]
+        launch_socket: Option<PathBuf>,
+        /// The daemon and its arguments, which must keep it 64-bit and may let it fork
+        #[arg(
+            value_name = "DAEMON",
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true
+        )]
+        command: Vec<OsString>,
+    },
+    /// Keep containers and unprivileged units as `exec` keeps its daemon
+    ///
+    /// Takes seccomp notifications from an OCI container runtime (`listenerPath`) and from
+    /// `ao-sidecar exec --launch-socket`. Must run as long as they do: without it, their calls of
+    /// connect and listen fail.
+    Keeper {
+        /// Where programs are handed over
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_LAUNCH_SOCKET)]
+        socket: PathBuf,
+        /// Unix socket of the sidecar's API
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_API_SOCKET)]
+        api_socket: PathBuf,
+        /// Wait so long for the sidecar when a program is handed over
+        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+        wait: u64,
+        /// A user, besides root, that may hand over programs; may be repeated
+        #[arg(long, value_name = "NAME")]
+        allow_user: Vec<String>,
+    },
     /// Block unsigned segments of configured peers without a running daemon
     #[command(subcommand)]
     Guard(GuardAction),
@@ -72,11 +122,43 @@ enum GuardAction {
 }
 
 const DEFAULT_CONFIG: &str = "/etc/ao-sidecar/config.toml";
+const DEFAULT_LAUNCH_SOCKET: &str = "/run/ao-sidecar/launch.sock";
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
     let running = matches!(command, Command::Run { .. });
     let done = match command {
+        Command::Exec {
+            api_socket,
+            wait,
+            launch_socket,
+            command,
+        } => {
+            let error = launch::exec(&launch::Options {
+                api_socket,
+                wait: Duration::from_secs(wait),
+                launch_socket,
+                command,
+            });
+            return fail("ao-sidecar exec: ", &error, error.exit_code());
+        }
+        Command::Keeper {
+            socket,
+            api_socket,
+            wait,
+            allow_user,
+        } => {
+            let service = Service {
+                socket,
+                api_socket,
+                wait: Duration::from_secs(wait),
+                allowed_users: allow_user,
+            };
+            return match launch::serve(&service) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail("ao-sidecar keeper: ", &error, 1),
+            };
+        }
         Command::Run {
             config,
             state_dir,
@@ -109,6 +191,12 @@ fn main() -> ExitCode {
             })
         }
     }
+}
+
+/// Says why, as far as there is a stderr: without one the exit code has to do.
+fn fail(prefix: &str, error: &dyn std::error::Error, code: u8) -> ExitCode {
+    let _ = writeln!(io::stderr(), "{prefix}{error}");
+    ExitCode::from(code)
 }
 
 fn check(file: &Path) -> Result<(), DaemonError> {

@@ -13,7 +13,8 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use datapath::settings::{OnExit, Settings, Strip};
+use datapath::keeper;
+use datapath::settings::{Choice, OnExit, Settings, Strip};
 use toml::de::DeTable;
 use zeroize::Zeroizing;
 
@@ -27,8 +28,9 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/ao-sidecar";
 /// Where the API is served unless told otherwise.
 pub const DEFAULT_API_SOCKET: &str = "/run/ao-sidecar/api.sock";
 
-/// Longest path of a Unix socket, in octets (`sun_path` less its final zero).
-const MAX_SOCKET_PATH: usize = 107;
+/// Longest path of the API's Unix socket, in octets: `sun_path` less its final zero, and less
+/// `.keeper`, which names the socket beside it.
+const MAX_SOCKET_PATH: usize = 100;
 
 const ROOT: Schema = Schema {
     title: "the configuration",
@@ -65,8 +67,6 @@ const USERSPACE: Schema = Schema {
 /// A checked configuration.
 #[derive(Debug)]
 pub struct Config {
-    /// Which backend is wanted.
-    pub datapath: Datapath,
     /// Folder for connection state.
     pub state_dir: PathBuf,
     /// Unix socket of the API.
@@ -79,16 +79,6 @@ pub struct Config {
     pub userspace: Userspace,
     /// Peers, in the order of the file. At least one.
     pub peers: Vec<Peer>,
-}
-
-/// Which backend protects the sessions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Datapath {
-    /// The best one there is: so far, userspace.
-    #[default]
-    Auto,
-    /// Our own engine on the wire.
-    Userspace,
 }
 
 /// How to log.
@@ -185,6 +175,7 @@ impl Config {
             strip,
             on_exit: self.on_exit,
             state_dir: self.state_dir.clone(),
+            keeper_socket: keeper::socket_path(&self.api_socket),
             replace_sessions,
         }
     }
@@ -221,13 +212,13 @@ fn config(
             "there is no [[peer]], so nothing to protect; add one",
         );
     }
-    let peers = peer::peers(peer_sections, &chains, text);
+    let datapath = datapath(&root).unwrap_or_default();
+    let peers = peer::peers(peer_sections, &chains, datapath, text);
     let on_exit = root.choice(
         "on_exit",
         &[("keep", OnExit::Keep), ("remove", OnExit::Remove)],
     );
     let config = Config {
-        datapath: datapath(&root),
         state_dir: absolute(&root, "state_dir", DEFAULT_STATE_DIR),
         api_socket: api_socket(&root),
         on_exit: on_exit.unwrap_or_default(),
@@ -238,14 +229,14 @@ fn config(
     (config, chain_reader.inline_secrets)
 }
 
-fn datapath(root: &Section<'_, '_>) -> Datapath {
-    if root.is_text("datapath") && root.text("datapath") == Some("kernel") {
-        let text = "the kernel backend is not available in this release; write \"userspace\"";
-        root.problem("datapath", text);
-        return Datapath::default();
-    }
-    let names = [("auto", Datapath::Auto), ("userspace", Datapath::Userspace)];
-    root.choice("datapath", &names).unwrap_or_default()
+/// Which backend is wanted, for the whole or for one peer.
+fn datapath(section: &Section<'_, '_>) -> Option<Choice> {
+    let names = [
+        ("auto", Choice::Auto),
+        ("kernel", Choice::Kernel),
+        ("userspace", Choice::Userspace),
+    ];
+    section.choice("datapath", &names)
 }
 
 fn absolute(section: &Section<'_, '_>, key: &str, default: &str) -> PathBuf {

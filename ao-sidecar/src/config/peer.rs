@@ -21,6 +21,7 @@ pub(super) const PEER: Schema = Schema {
         "interface",
         "vrf",
         "ttl_min",
+        "datapath",
     ],
 };
 
@@ -37,10 +38,15 @@ pub struct Peer {
 }
 
 /// Reads all peers, noting those that share a name or cover the same connections.
-pub(super) fn peers(sections: Vec<Section<'_, '_>>, chains: &[Chain], text: &str) -> Vec<Peer> {
+pub(super) fn peers(
+    sections: Vec<Section<'_, '_>>,
+    chains: &[Chain],
+    datapath: Choice,
+    text: &str,
+) -> Vec<Peer> {
     let mut peers: Vec<(Peer, Range<usize>)> = Vec::new();
     for section in sections {
-        let Some(peer) = peer(&section, chains) else {
+        let Some(peer) = peer(&section, chains, datapath) else {
             continue;
         };
         let line = |span: &Range<usize>| place(text, span.start).0;
@@ -81,7 +87,7 @@ fn conflict(one: &PeerSpec, other: &PeerSpec) -> bool {
         && one.vrf == other.vrf
 }
 
-fn peer(section: &Section<'_, '_>, chains: &[Chain]) -> Option<Peer> {
+fn peer(section: &Section<'_, '_>, chains: &[Chain], datapath: Choice) -> Option<Peer> {
     let name = section.parsed("name", checked_name);
     let address = section.parsed("address", parse_address);
     let chain = section.parsed("key_chain", |name| find_chain(name, chains));
@@ -103,7 +109,7 @@ fn peer(section: &Section<'_, '_>, chains: &[Chain]) -> Option<Peer> {
             vrf,
             keys: chain.mkts.clone(),
             ttl_min,
-            datapath: Choice::Auto,
+            datapath: super::datapath(section).unwrap_or(datapath),
         },
     })
 }

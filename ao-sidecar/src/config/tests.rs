@@ -67,7 +67,7 @@ fn with_peer(lines: &str) -> String {
 #[test]
 fn the_least_configuration_gets_the_documented_defaults() {
     let config = accepted(&format!("{CHAIN}{PEER}"));
-    assert_eq!(config.datapath, Datapath::Auto);
+    assert_eq!(config.peers[0].spec.datapath, Choice::Auto);
     assert_eq!(config.log.format, LogFormat::Text);
     assert_eq!(config.log.level, tracing::Level::INFO);
     assert_eq!(config.api_socket, Path::new("/run/ao-sidecar/api.sock"));
@@ -152,7 +152,7 @@ port = 1790
 key_chain = "ix"
 "#;
     let config = accepted(text);
-    assert_eq!(config.datapath, Datapath::Userspace);
+    assert_eq!(config.peers[0].spec.datapath, Choice::Userspace);
     assert_eq!(config.api_socket, Path::new("/tmp/api.sock"));
     assert_eq!(
         (config.log.format, config.log.level),
@@ -507,7 +507,7 @@ fn what_is_missing_is_named() {
 #[test]
 fn options_of_the_daemon_are_checked() {
     let text = format!(
-        r#"datapath = "kernel"
+        r#"datapath = "kernal"
 state_dir = "state"
 api_socket = "/{}"
 on_exit = "delete"
@@ -524,9 +524,9 @@ strip = true
         "x".repeat(107)
     );
     assert_snapshot!(refused(&text), @r#"
-/etc/ao.toml:1:12: the kernel backend is not available in this release; write "userspace"
+/etc/ao.toml:1:12: unknown datapath "kernal"; write `kernel`
 /etc/ao.toml:2:13: `state_dir` is no absolute path; write one that begins with /
-/etc/ao.toml:3:14: `api_socket` is too long; write at most 107 octets
+/etc/ao.toml:3:14: `api_socket` is too long; write at most 100 octets
 /etc/ao.toml:4:11: unknown on_exit "delete"; write one of `keep`, `remove`
 /etc/ao.toml:6:10: unknown format "xml"; write one of `text`, `json`
 /etc/ao.toml:7:9: unknown level "INFO"; write `info`
@@ -535,7 +535,7 @@ strip = true
 /etc/ao.toml:12:19: `max_connections` is out of range; write 16 to 1048576
 /etc/ao.toml:13:9: `strip` is of type boolean; write a string
 "#);
-    assert_snapshot!(refused(&format!("datapath = \"user\"\n{CHAIN}{PEER}")), @r#"/etc/ao.toml:1:12: unknown datapath "user"; write one of `auto`, `userspace`"#);
+    assert_snapshot!(refused(&format!("datapath = \"user\"\n{CHAIN}{PEER}")), @r#"/etc/ao.toml:1:12: unknown datapath "user"; write one of `auto`, `kernel`, `userspace`"#);
 }
 
 #[test]
@@ -575,4 +575,15 @@ proptest! {
     fn any_text_is_read_or_refused(text in "\\PC{0,200}") {
         let _ = parse(&text);
     }
+}
+
+#[test]
+fn a_peer_may_have_a_datapath_of_its_own() {
+    let second = PEER
+        .replace("as64502", "other")
+        .replace("10.0.0.2", "10.0.0.3");
+    let text = format!("datapath = \"userspace\"\n{CHAIN}{PEER}datapath = \"kernel\"\n{second}");
+    let config = accepted(&text);
+    let wanted: Vec<Choice> = config.peers.iter().map(|peer| peer.spec.datapath).collect();
+    assert_eq!(wanted, [Choice::Kernel, Choice::Userspace]);
 }

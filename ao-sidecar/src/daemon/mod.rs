@@ -3,7 +3,6 @@
 //! Configuration, privileges, state folder and API socket are checked before the datapath touches
 //! the firewall. READY is told when rules and guard are active and the API answers.
 
-mod logging;
 mod notify;
 mod reload;
 mod state_dir;
@@ -28,7 +27,8 @@ use self::notify::Notifier;
 use self::reload::ReloadError;
 use self::state_dir::{StateDir, StateDirError};
 use crate::VERSION;
-use crate::config::{self, Config, ConfigError, Peer};
+use crate::config::{Config, ConfigError, Peer};
+use crate::logging;
 
 /// Longest time calls in progress may take once the daemon stops.
 const API_GRACE: Duration = Duration::from_secs(1);
@@ -132,9 +132,6 @@ fn check_privileges() -> Result<(), DaemonError> {
 fn start(options: &Options, config: Config) -> Result<(), DaemonError> {
     check_privileges()?;
     keep_keys_out_of_core_dumps();
-    if config.datapath == config::Datapath::Auto {
-        info!("datapath = \"auto\": using userspace, the only backend of this release");
-    }
     // Held until the end: a second daemon must not touch this one's state or socket.
     let _state_dir = StateDir::open(&config.state_dir)?;
     let socket = ApiSocket::bind(&config.api_socket)?;

@@ -140,6 +140,7 @@ pub(crate) fn settings(state_dir: &Path, peer: &str, algorithm: Algorithm) -> Se
         strip: Strip::Auto,
         on_exit: OnExit::Keep,
         state_dir: state_dir.to_owned(),
+        keeper_socket: state_dir.join("keeper.sock"),
         replace_sessions: false,
     }
 }

@@ -8,7 +8,7 @@ use tracing_subscriber::fmt;
 use crate::config::{Log, LogFormat};
 
 /// Makes `tracing` log as configured. Later calls change nothing.
-pub(super) fn init(log: Log) {
+pub(crate) fn init(log: Log) {
     let lines = fmt()
         .with_writer(io::stderr)
         .with_max_level(LevelFilter::from_level(log.level))
@@ -21,4 +21,12 @@ pub(super) fn init(log: Log) {
             tracing::subscriber::set_global_default(lines.json().flatten_event(true).finish())
         }
     };
+}
+
+/// Makes `tracing` log lines for people, from `info` on, as what has no configuration does.
+pub(crate) fn init_plain() {
+    init(Log {
+        format: LogFormat::Text,
+        level: tracing::Level::INFO,
+    });
 }

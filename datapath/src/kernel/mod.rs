@@ -1,0 +1,310 @@
+//! The kernel backend: the kernel's own TCP-AO on the sockets of daemons that never ask for it.
+//!
+//! Read in this order: `wanted` (which socket should have which keys), `plan` (what is to be done
+//! about it), `steps` (doing it on one socket), `round` (on all of them), `keepers` and `calls`
+//! (on a socket whose daemon is about to connect or listen).
+
+mod calls;
+mod keepers;
+mod optmem;
+mod plan;
+mod round;
+mod sessions;
+mod sockets;
+mod steps;
+mod wanted;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use ao_sys::tcp_socket;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use self::keepers::{Registry, Server};
+use self::optmem::OptionMemory;
+pub(crate) use self::plan::{kernel_name, mac_length};
+use self::round::Round;
+pub(crate) use self::sessions::ActiveSessions;
+use self::sockets::Opener;
+pub(crate) use self::wanted::Target;
+use crate::abort::AbortOnPanic;
+use crate::keeper::protocol::PeerRange;
+use crate::report::{KernelReport, LaunchedDaemon, Session};
+
+/// How often sockets are compared with what they should have, when nothing happens.
+const INTERVAL: Duration = Duration::from_secs(30);
+/// How soon that is done again while something is left to do.
+const SOON: Duration = Duration::from_secs(1);
+
+/// A daemon under `ao-sidecar exec`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Launched {
+    pub(crate) name: String,
+    pub(crate) pid: u32,
+}
+
+/// What the threads of the backend share.
+struct Shared {
+    target: RwLock<Arc<Target>>,
+    memory: OptionMemory,
+    registry: Registry,
+    /// One round at a time; with it, where sockets were last seen.
+    opener: Mutex<Opener>,
+    last_round: Mutex<Round>,
+    wake: Mutex<Sender<Wake>>,
+    network_namespace_cookie: Option<u64>,
+    /// Whether the kernel has TCP-AO. Without it daemons are launched all the same.
+    able: bool,
+    /// Called when a daemon has registered or gone, before it goes on.
+    on_registered: Box<dyn Fn() + Send + Sync>,
+}
+
+enum Wake {
+    Recheck,
+    Stop,
+}
+
+/// The running backend.
+pub(crate) struct Kernel {
+    shared: Arc<Shared>,
+    threads: Mutex<Threads>,
+}
+
+#[derive(Default)]
+struct Threads {
+    server: Option<Server>,
+    reconciler: Option<JoinHandle<()>>,
+}
+
+/// Keys that could not be installed everywhere; those that could are removed again.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct RefusedKeys(Vec<String>);
+
+impl Kernel {
+    /// Starts the backend for `target`; `able` tells whether the kernel has TCP-AO.
+    /// `on_registered` is called whenever a daemon has registered or gone, from another thread; a
+    /// registering daemon waits for it.
+    pub(crate) fn start(
+        target: Target,
+        able: bool,
+        on_registered: Box<dyn Fn() + Send + Sync>,
+    ) -> io::Result<Self> {
+        let (wake, woken) = mpsc::channel();
+        let shared = Arc::new(Shared {
+            target: RwLock::new(Arc::new(target)),
+            memory: OptionMemory::default(),
+            registry: Registry::default(),
+            opener: Mutex::default(),
+            last_round: Mutex::default(),
+            wake: Mutex::new(wake),
+            network_namespace_cookie: network_namespace_cookie()?,
+            able,
+            on_registered,
+        });
+        shared.round(false);
+        let reconciling = Arc::clone(&shared);
+        let reconciler = thread::Builder::new()
+            .name("ao-reconciler".to_owned())
+            .spawn(move || {
+                let _abort = AbortOnPanic;
+                reconciling.reconcile(&woken);
+            })?;
+        let threads = Threads {
+            server: None,
+            reconciler: Some(reconciler),
+        };
+        Ok(Self {
+            shared,
+            threads: Mutex::new(threads),
+        })
+    }
+
+    /// Begins to serve launched daemons at `socket`.
+    pub(crate) fn serve(&self, socket: &Path) -> io::Result<()> {
+        let server = Server::start(socket, Arc::clone(&self.shared))?;
+        self.threads().server = Some(server);
+        Ok(())
+    }
+
+    /// Stops in order: launched daemons are without a sidecar from now on, their sockets keep
+    /// their keys.
+    pub(crate) fn stop(&self) {
+        let Threads { server, reconciler } = std::mem::take(&mut *self.threads());
+        drop(server);
+        self.shared.send(Wake::Stop);
+        if let Some(reconciler) = reconciler {
+            let _ = reconciler.join();
+        }
+    }
+
+    /// Whether a daemon is registered.
+    pub(crate) fn has_daemon(&self) -> bool {
+        !self.shared.registry.daemons().is_empty()
+    }
+
+    /// What the sockets should have now.
+    pub(crate) fn target(&self) -> Arc<Target> {
+        self.shared.target()
+    }
+
+    /// Changes what the sockets should have, and makes it so before it returns. With `strictly`,
+    /// nothing changes unless every key could be added everywhere.
+    pub(crate) fn set_target(&self, target: Target, strictly: bool) -> Result<(), RefusedKeys> {
+        let former = self.shared.target();
+        self.shared.set_target(Arc::new(target));
+        let refused = self.shared.round(strictly);
+        if strictly && !refused.is_empty() {
+            // What was added is wanted no more, and so is deleted.
+            self.restore_target(former);
+            return Err(RefusedKeys(refused));
+        }
+        self.shared.registry.tell(&self.shared.peer_ranges());
+        self.shared.recheck();
+        Ok(())
+    }
+
+    /// Goes back to a target that was there before.
+    pub(crate) fn restore_target(&self, former: Arc<Target>) {
+        self.shared.set_target(former);
+        self.shared.round(false);
+    }
+
+    /// Live sessions of the target's peers, with the kernel's counters.
+    pub(crate) fn sessions(&self) -> Vec<Session> {
+        if !self.shared.able {
+            return Vec::new();
+        }
+        let mut opener = self.shared.opener();
+        sessions::report(&self.shared.target(), &mut opener)
+    }
+
+    /// The backend as a whole.
+    pub(crate) fn report(&self) -> KernelReport {
+        let (optmem_max, optmem_raised_from) = self.shared.memory.limits();
+        let daemons = self.shared.registry.daemons();
+        let last = self.shared.last_round();
+        KernelReport {
+            tcp_ao: self.shared.able,
+            daemons: daemons
+                .into_iter()
+                .map(|Launched { name, pid }| LaunchedDaemon { name, pid })
+                .collect(),
+            listeners: last.listeners,
+            optmem_max,
+            optmem_raised_from,
+            problems: last.problems.iter().chain(&last.waiting).cloned().collect(),
+        }
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Threads> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn target(&self) -> Arc<Target> {
+        let target = self.target.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&target)
+    }
+
+    fn set_target(&self, target: Arc<Target>) {
+        *self.target.write().unwrap_or_else(PoisonError::into_inner) = target;
+    }
+
+    /// The kernel's peers, as keepers know them.
+    fn peer_ranges(&self) -> Vec<PeerRange> {
+        let target = self.target();
+        let range = |peer: &Arc<ao_engine::policy::Peer>| PeerRange {
+            remote: peer.selector.remote,
+            first_port: *peer.selector.ports.start(),
+            last_port: *peer.selector.ports.end(),
+        };
+        target.peers().map(range).collect()
+    }
+
+    fn registered(&self) {
+        (self.on_registered)();
+    }
+
+    fn recheck(&self) {
+        self.send(Wake::Recheck);
+    }
+
+    fn send(&self, wake: Wake) {
+        let sender = self.wake.lock().unwrap_or_else(PoisonError::into_inner);
+        // The reconciler has ended, and needs no waking.
+        let _ = sender.send(wake);
+    }
+
+    fn opener(&self) -> MutexGuard<'_, Opener> {
+        self.opener.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last_round(&self) -> MutexGuard<'_, Round> {
+        self.last_round
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Compares at intervals, on request, and soon again where something is left to do.
+    fn reconcile(&self, woken: &mpsc::Receiver<Wake>) {
+        loop {
+            let unfinished = self.last_round().is_unfinished();
+            let patience = if unfinished { SOON } else { INTERVAL };
+            match woken.recv_timeout(patience) {
+                Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Wake::Recheck) | Err(RecvTimeoutError::Timeout) => {}
+            }
+            // Requests that came meanwhile are answered by the same round.
+            loop {
+                match woken.try_recv() {
+                    Ok(Wake::Recheck) => {}
+                    Ok(Wake::Stop) => return,
+                    Err(_) => break,
+                }
+            }
+            if self.target().has_peers() {
+                self.round(false);
+            }
+        }
+    }
+
+    /// One round; returns why peers' keys could not be added.
+    fn round(&self, strictly: bool) -> Vec<String> {
+        if !self.able {
+            return Vec::new();
+        }
+        let mut opener = self.opener();
+        let round = match round::run(&self.target(), &mut opener, &self.memory, strictly) {
+            Ok(round) => round,
+            Err(error) => {
+                tracing::warn!(%error, "sockets cannot be listed; keys stay as they are");
+                return vec![format!("sockets cannot be listed: {error}")];
+            }
+        };
+        drop(opener);
+        let mut last = self.last_round();
+        round.log_after(&last);
+        let refused = round.refused();
+        *last = round;
+        refused
+    }
+}
+
+/// The cookie of this thread's network namespace, by a socket made in it.
+fn network_namespace_cookie() -> io::Result<Option<u64>> {
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    let facts = tcp_socket::facts(socket.as_fd())?;
+    Ok(facts.and_then(|facts| facts.network_namespace_cookie))
+}

@@ -1,0 +1,414 @@
+//! What is to be done so that a socket has the keys it should have: pure, from what is wanted and
+//! what is there.
+//!
+//! Three questions, asked one after the other, because a key must be everywhere before it is
+//! advertised and in use before its predecessor goes: [`additions`], [`selection`], [`deletions`].
+
+use std::sync::Arc;
+
+use ao_engine::crypto::Algorithm;
+use ao_engine::policy::Mkt;
+use ao_sys::tcp_ao::{InstalledKey, NewKey, Scope};
+use zeroize::Zeroizing;
+
+/// What a socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It accepts connections. Its keys are for many peers.
+    Listener,
+    /// It is about to connect.
+    Opening,
+    /// It is connected, or has been.
+    Connection,
+}
+
+/// A key that a socket should have.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    /// Name of the peer.
+    pub(super) peer: Arc<str>,
+    /// Whom it is for.
+    pub(super) scope: Scope,
+    pub(super) mkt: Arc<Mkt>,
+}
+
+/// A key, as it is named towards the kernel and in messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct KeyName {
+    pub(super) scope: Scope,
+    pub(super) send_id: u8,
+    pub(super) recv_id: u8,
+}
+
+/// How Linux calls an algorithm.
+pub(crate) fn kernel_name(algorithm: Algorithm) -> &'static str {
+    match algorithm {
+        Algorithm::HmacSha1_96 => "hmac(sha1)",
+        // Not cmac(aes), which takes 16 octets of master key only.
+        Algorithm::Aes128Cmac96 => "cmac(aes128)",
+        Algorithm::HmacSha256_96 | Algorithm::HmacSha256_128 => "hmac(sha256)",
+    }
+}
+
+/// Octets of the MAC, as the kernel wants them.
+pub(crate) fn mac_length(algorithm: Algorithm) -> u8 {
+    u8::try_from(algorithm.mac_len()).unwrap_or(u8::MAX)
+}
+
+impl Wanted {
+    /// What the kernel is told; `select` makes it current_key and rnext_key.
+    pub(super) fn new_key(&self, select: bool) -> NewKey<'_> {
+        NewKey {
+            scope: self.scope,
+            send_id: self.mkt.send_id,
+            recv_id: self.mkt.recv_id,
+            algorithm: kernel_name(self.mkt.algorithm),
+            mac_length: mac_length(self.mkt.algorithm),
+            exclude_options: !self.mkt.include_options,
+            secret: self.mkt.master_key.expose(),
+            set_current: select,
+            set_rnext: select,
+        }
+    }
+
+    /// Whether an installed key is this one; on a listener that includes whom it is for.
+    fn is_named(&self, role: Role, installed: &InstalledKey) -> bool {
+        self.shares_scope(role, installed)
+            && self.mkt.send_id == installed.send_id
+            && self.mkt.recv_id == installed.recv_id
+    }
+
+    /// Whether it cannot stand beside an installed key: one of its IDs is taken (RFC 5925 §3.1).
+    fn collides(&self, role: Role, installed: &InstalledKey) -> bool {
+        self.shares_scope(role, installed)
+            && (self.mkt.send_id == installed.send_id || self.mkt.recv_id == installed.recv_id)
+    }
+
+    fn shares_scope(&self, role: Role, installed: &InstalledKey) -> bool {
+        // Whatever a connection has is for its only peer.
+        role != Role::Listener || self.scope == installed.scope
+    }
+
+    /// Whether it makes the same MACs as an installed key of its name.
+    fn is_same(&self, installed: &InstalledKey) -> bool {
+        let (name, secret) = match self.mkt.algorithm {
+            Algorithm::Aes128Cmac96 => {
+                let key = self.mkt.master_key.aes128_key();
+                ("cmac(aes)", Zeroizing::new(key.to_vec()))
+            }
+            other => (
+                kernel_name(other),
+                Zeroizing::new(self.mkt.master_key.expose().to_vec()),
+            ),
+        };
+        installed.algorithm == name
+            && installed.mac_length == mac_length(self.mkt.algorithm)
+            && installed.exclude_options != self.mkt.include_options
+            && *installed.secret == *secret
+    }
+}
+
+/// What is to be added.
+#[derive(Debug, Default)]
+pub(super) struct Additions<'w> {
+    /// Keys that are in the way of those to be added and can be deleted before.
+    pub(super) displaced: Vec<KeyName>,
+    /// Keys to be added, in the order of preference.
+    pub(super) keys: Vec<&'w Wanted>,
+    /// Keys that cannot be added because the session uses another one with the same ID.
+    pub(super) blocked: Vec<&'w Wanted>,
+}
+
+/// The keys that are missing.
+pub(super) fn additions<'w>(
+    role: Role,
+    wanted: &'w [Wanted],
+    installed: &[InstalledKey],
+) -> Additions<'w> {
+    let mut additions = Additions::default();
+    for want in wanted {
+        let there = |key: &&InstalledKey| want.is_named(role, key) && want.is_same(key);
+        if installed.iter().any(|key| there(&key)) {
+            continue;
+        }
+        let rivals = || installed.iter().filter(|key| want.collides(role, key));
+        if role == Role::Connection && rivals().any(|key| key.is_current || key.is_rnext) {
+            additions.blocked.push(want);
+            continue;
+        }
+        for rival in rivals() {
+            let name = name_of(rival);
+            if !additions.displaced.contains(&name) {
+                additions.displaced.push(name);
+            }
+        }
+        additions.keys.push(want);
+    }
+    additions
+}
+
+/// The preferred key, where it is installed and not rnext_key yet. On a connection that is all:
+/// current_key follows the far end (RFC 5925 §7.5.2.e). A socket about to connect begins with it.
+pub(super) fn selection(
+    role: Role,
+    wanted: &[Wanted],
+    installed: &[InstalledKey],
+) -> Option<KeyName> {
+    let preferred = wanted.first().filter(|_| role != Role::Listener)?;
+    installed
+        .iter()
+        .find(|key| preferred.is_named(role, key) && preferred.is_same(key))
+        .filter(|key| !key.is_rnext || (role == Role::Opening && !key.is_current))
+        .map(name_of)
+}
+
+/// What is to go.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Deletions {
+    pub(super) keys: Vec<KeyName>,
+    /// Keys that should go and are in use: the far end has not moved away from them yet.
+    pub(super) waiting: Vec<KeyName>,
+}
+
+/// The keys that nobody wants any more. A listener may have others besides: keys that the daemon
+/// itself has set for peers that are not ours, as `is_ours` tells, stay.
+pub(super) fn deletions(
+    role: Role,
+    wanted: &[Wanted],
+    installed: &[InstalledKey],
+    is_ours: impl Fn(&Scope) -> bool,
+) -> Deletions {
+    let mut deletions = Deletions::default();
+    for key in installed {
+        let stays = wanted.iter().any(|want| want.is_named(role, key))
+            || (role == Role::Listener && !is_ours(&key.scope));
+        if stays {
+            continue;
+        }
+        let in_use = role == Role::Connection && (key.is_current || key.is_rnext);
+        if in_use {
+            deletions.waiting.push(name_of(key));
+        } else {
+            deletions.keys.push(name_of(key));
+        }
+    }
+    deletions
+}
+
+fn name_of(key: &InstalledKey) -> KeyName {
+    KeyName {
+        scope: key.scope,
+        send_id: key.send_id,
+        recv_id: key.recv_id,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ao_engine::crypto::MasterKey;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn scope(address: &str) -> Scope {
+        let address: std::net::IpAddr = address.parse().unwrap();
+        Scope {
+            address,
+            prefix: if address.is_ipv4() { 32 } else { 128 },
+            vrf: None,
+        }
+    }
+
+    fn want(remote: &str, id: u8, algorithm: Algorithm, secret: &str) -> Wanted {
+        Wanted {
+            peer: remote.into(),
+            scope: scope(remote),
+            mkt: Arc::new(Mkt {
+                send_id: id,
+                recv_id: id + 100,
+                algorithm,
+                master_key: MasterKey::new(secret.as_bytes()).unwrap(),
+                include_options: true,
+            }),
+        }
+    }
+
+    fn name(want: &Wanted) -> KeyName {
+        name_of(&installed(want))
+    }
+
+    fn simple(id: u8) -> Wanted {
+        want(
+            "10.0.0.2",
+            id,
+            Algorithm::HmacSha1_96,
+            &format!("secret {id}"),
+        )
+    }
+
+    /// The key as the kernel would show it.
+    fn installed(want: &Wanted) -> InstalledKey {
+        let secret = want.mkt.master_key.expose().to_vec();
+        let (algorithm, secret) = match want.mkt.algorithm {
+            Algorithm::Aes128Cmac96 => ("cmac(aes)", want.mkt.master_key.aes128_key().to_vec()),
+            other => (kernel_name(other), secret),
+        };
+        InstalledKey {
+            scope: want.scope,
+            send_id: want.mkt.send_id,
+            recv_id: want.mkt.recv_id,
+            algorithm: algorithm.to_owned(),
+            mac_length: mac_length(want.mkt.algorithm),
+            exclude_options: !want.mkt.include_options,
+            secret: Zeroizing::new(secret),
+            is_current: false,
+            is_rnext: false,
+            good: 0,
+            bad: 0,
+        }
+    }
+
+    fn ids(keys: &[&Wanted]) -> Vec<u8> {
+        keys.iter().map(|want| want.mkt.send_id).collect()
+    }
+
+    #[test]
+    fn missing_keys_are_added_in_order_of_preference() {
+        let wanted = [simple(3), simple(1), simple(2)];
+        let there = [installed(&wanted[1])];
+        let additions = additions(Role::Connection, &wanted, &there);
+        assert_eq!(ids(&additions.keys), [3, 2]);
+        assert!(additions.displaced.is_empty() && additions.blocked.is_empty());
+    }
+
+    #[test]
+    fn every_algorithm_is_recognised_as_the_kernel_shows_it() {
+        for algorithm in Algorithm::ALL {
+            for secret in ["short", "sixteen octets!!", "rather longer than sixteen"] {
+                let wanted = [want("10.0.0.2", 1, algorithm, secret)];
+                let there = [installed(&wanted[0])];
+                let additions = additions(Role::Listener, &wanted, &there);
+                assert!(
+                    additions.keys.is_empty(),
+                    "{algorithm} {secret}: {additions:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn another_secret_algorithm_or_option_flag_is_another_key() {
+        let wanted = [simple(1)];
+        let mut secret = installed(&wanted[0]);
+        secret.secret = Zeroizing::new(b"other".to_vec());
+        let mut flag = installed(&wanted[0]);
+        flag.exclude_options = true;
+        let mut length = installed(&wanted[0]);
+        length.mac_length = 16;
+        for other in [secret, flag, length] {
+            let additions = additions(Role::Listener, &wanted, std::slice::from_ref(&other));
+            assert_eq!(additions.displaced, [name_of(&other)]);
+            assert_eq!(ids(&additions.keys), [1]);
+        }
+    }
+
+    #[test]
+    fn a_key_in_use_is_not_displaced_by_one_with_its_id() {
+        let wanted = [simple(1), simple(2)];
+        let mut other = installed(&wanted[0]);
+        other.secret = Zeroizing::new(b"other".to_vec());
+        other.is_current = true;
+        let additions = additions(Role::Connection, &wanted, &[other]);
+        assert_eq!(ids(&additions.blocked), [1]);
+        assert_eq!(ids(&additions.keys), [2]);
+    }
+
+    #[test]
+    fn equal_ids_of_two_peers_on_a_listener_do_not_meet() {
+        let other = want("10.0.0.3", 1, Algorithm::HmacSha1_96, "secret");
+        let wanted = [simple(1), other.clone()];
+        let additions = additions(Role::Listener, &wanted, &[installed(&other)]);
+        assert_eq!(ids(&additions.keys), [1]);
+        assert!(additions.displaced.is_empty());
+        let unwanted = |is_ours| {
+            let there = [installed(&other)];
+            deletions(Role::Listener, &wanted[..1], &there, |_| is_ours).keys
+        };
+        assert_eq!(unwanted(true), [name(&other)]);
+        assert_eq!(unwanted(false), []);
+    }
+
+    #[test]
+    fn only_an_installed_key_is_selected_and_only_once() {
+        let wanted = [simple(2), simple(1)];
+        let mut old = installed(&wanted[1]);
+        (old.is_current, old.is_rnext) = (true, true);
+        assert_eq!(selection(Role::Connection, &wanted, &[old.clone()]), None);
+        let mut new = installed(&wanted[0]);
+        let there = [old.clone(), new.clone()];
+        assert_eq!(
+            selection(Role::Connection, &wanted, &there),
+            Some(name(&wanted[0]))
+        );
+        assert_eq!(selection(Role::Listener, &wanted, &there), None);
+        new.is_rnext = true;
+        assert_eq!(selection(Role::Connection, &wanted, &[old, new]), None);
+    }
+
+    #[test]
+    fn what_is_in_use_waits() {
+        let (old, new) = (simple(1), simple(2));
+        let mut there = [installed(&old), installed(&new)];
+        there[0].is_current = true;
+        let of = |there: &[InstalledKey]| {
+            deletions(Role::Connection, std::slice::from_ref(&new), there, |_| {
+                true
+            })
+        };
+        assert_eq!(of(&there).waiting, [name(&old)]);
+        assert_eq!(of(&there).keys, []);
+        there[0].is_current = false;
+        assert_eq!(of(&there).keys, [name(&old)]);
+    }
+
+    proptest! {
+        /// Applied step by step to any set of keys, the three answers lead to what is wanted, and
+        /// at no moment is the connection without its current_key.
+        #[test]
+        fn steps_lead_to_what_is_wanted(
+            have in prop::collection::btree_set(1..6_u8, 1..5),
+            want_ids in prop::collection::btree_set(1..6_u8, 1..5),
+            current in any::<prop::sample::Index>(),
+        ) {
+            let mut there: Vec<InstalledKey> = have.iter().map(|&id| installed(&simple(id))).collect();
+            let current = current.index(there.len());
+            there[current].is_current = true;
+            there[current].is_rnext = true;
+            let wanted: Vec<Wanted> = want_ids.iter().map(|&id| simple(id)).collect();
+
+            let added = additions(Role::Connection, &wanted, &there);
+            prop_assert!(added.displaced.is_empty() && added.blocked.is_empty());
+            there.extend(added.keys.iter().map(|want| installed(want)));
+            if let Some(name) = selection(Role::Connection, &wanted, &there) {
+                for key in &mut there {
+                    key.is_rnext = name_of(key) == name;
+                }
+            }
+            // The far end follows.
+            let first = deletions(Role::Connection, &wanted, &there, |_| true);
+            for name in &first.keys {
+                let gone = there.iter().position(|key| name_of(key) == *name).unwrap();
+                prop_assert!(!there[gone].is_current && !there[gone].is_rnext);
+                there.remove(gone);
+            }
+            for key in &mut there {
+                key.is_current = key.is_rnext;
+            }
+            let last = deletions(Role::Connection, &wanted, &there, |_| true);
+            prop_assert!(last.waiting.is_empty());
+            there.retain(|key| !last.keys.contains(&name_of(key)));
+            let left: std::collections::BTreeSet<u8> = there.iter().map(|key| key.send_id).collect();
+            prop_assert_eq!(left, want_ids);
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! One comparison of all sockets with what they should have, and its result.
+//!
+//! A key is added everywhere before it is advertised anywhere, and nothing is deleted before that:
+//! a SYN that names a key the listener lacks gets no answer at all (Linux), and a far end that
+//! switches to a key early loses its segments.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use ao_sys::sock_diag::TcpState;
+use ao_sys::tcp_socket::Facts;
+
+use super::optmem::OptionMemory;
+use super::plan::{Role, Wanted};
+use super::sockets::{self, Found, Opener};
+use super::steps::{self, Problem};
+use super::wanted::{Place, Target, of_connection};
+
+/// What a round did and found.
+#[derive(Debug, Default)]
+pub(super) struct Round {
+    pub(super) listeners: u32,
+    pub(super) connections: u32,
+    pub(super) added: usize,
+    pub(super) selected: usize,
+    pub(super) deleted: usize,
+    /// Keys that stay because the far end still uses them.
+    pub(super) waiting: Vec<String>,
+    /// What could not be done: it will be tried again.
+    pub(super) problems: Vec<String>,
+    /// Peers some of whose keys could not be added, with the reason.
+    pub(super) incomplete: Vec<(Arc<str>, String)>,
+    /// Sockets that nobody has accepted yet.
+    pub(super) orphans: usize,
+}
+
+impl Round {
+    /// Whether a further round is due soon.
+    pub(super) fn is_unfinished(&self) -> bool {
+        self.orphans > 0 || !self.problems.is_empty() || !self.waiting.is_empty()
+    }
+
+    /// Why peers' keys could not be added.
+    pub(super) fn refused(&self) -> Vec<String> {
+        let mut refused: Vec<String> = self
+            .incomplete
+            .iter()
+            .map(|(_, problem)| problem.clone())
+            .collect();
+        refused.dedup();
+        refused
+    }
+
+    /// Logs what it did, and the problems that `last` did not have.
+    pub(super) fn log_after(&self, last: &Self) {
+        if self.added + self.selected + self.deleted > 0 {
+            tracing::info!(
+                listeners = self.listeners,
+                connections = self.connections,
+                added = self.added,
+                selected = self.selected,
+                deleted = self.deleted,
+                "keys of sockets changed"
+            );
+        }
+        let is_new = |text: &&String| !last.problems.contains(*text);
+        for problem in self.problems.iter().filter(is_new) {
+            tracing::warn!("{problem}");
+        }
+        let is_new = |text: &&String| !last.waiting.contains(*text);
+        for waiting in self.waiting.iter().filter(is_new) {
+            tracing::info!("{waiting}: it goes as soon as the far end has moved on");
+        }
+    }
+
+    fn problem(&mut self, found: &Found, problem: &Problem) {
+        if let Some(peer) = problem.peer() {
+            self.incomplete
+                .push((Arc::clone(peer), problem.to_string()));
+        }
+        self.problems.push(format!("{}: {problem}", found.name()));
+    }
+}
+
+/// Makes all sockets have what they should have, as far as that is possible now. With `strictly`,
+/// nothing is selected or deleted unless every key could be added everywhere.
+pub(super) fn run(
+    target: &Target,
+    opener: &mut Opener,
+    memory: &OptionMemory,
+    strictly: bool,
+) -> io::Result<Round> {
+    let found = sockets::find(target)?;
+    let mut round = Round::default();
+    add_everywhere(target, &found, opener, memory, &mut round);
+    if round.incomplete.is_empty() || !strictly {
+        select_and_delete(target, &found, opener, &mut round);
+    }
+    opener.retain(&found);
+    Ok(round)
+}
+
+fn add_everywhere(
+    target: &Target,
+    found: &[Found],
+    opener: &mut Opener,
+    memory: &OptionMemory,
+    round: &mut Round,
+) {
+    let mut naked = Vec::new();
+    let missed = opener.for_each(found, |found, socket, facts| {
+        let (role, wanted) = wanted(target, found, facts);
+        match role {
+            Role::Listener => round.listeners += 1,
+            Role::Opening | Role::Connection => round.connections += 1,
+        }
+        if role == Role::Connection && is_naked(socket) {
+            naked.push(found.clone());
+            return;
+        }
+        let added = steps::add(socket.as_fd(), role, &wanted, memory);
+        round.added += added.keys;
+        for problem in &added.problems {
+            round.problem(found, problem);
+        }
+    });
+    for found in naked {
+        let problem = describe_naked(&found, opener);
+        round.problems.push(problem);
+    }
+    round.orphans = missed.orphans;
+    for (name, error) in missed.refused {
+        round.problems.push(format!(
+            "{name}: its process cannot be looked into ({error}): CAP_SYS_PTRACE is needed, and \
+             kernel.yama.ptrace_scope below 3"
+        ));
+    }
+}
+
+fn select_and_delete(target: &Target, found: &[Found], opener: &mut Opener, round: &mut Round) {
+    let incomplete: HashSet<Arc<str>> = round
+        .incomplete
+        .iter()
+        .map(|(peer, _)| Arc::clone(peer))
+        .collect();
+    let select = |round: &mut Round, found: &Found, outcome: Result<bool, Problem>| match outcome {
+        Ok(selected) => round.selected += usize::from(selected),
+        Err(problem) => round.problem(found, &problem),
+    };
+    opener.for_each(found, |found, socket, facts| {
+        let (role, wanted) = wanted(target, found, facts);
+        let held = |want: &Wanted| incomplete.contains(&want.peer);
+        if role == Role::Connection && (is_naked(socket) || wanted.iter().any(held)) {
+            return;
+        }
+        let outcome = steps::select(socket.as_fd(), role, &wanted);
+        select(round, found, outcome);
+        match steps::delete(socket.as_fd(), role, &wanted, |scope| target.is_ours(scope)) {
+            Ok(deleted) => {
+                round.deleted += deleted.keys;
+                round.waiting.extend(deleted.waiting.iter().map(|key| {
+                    let (name, send_id) = (found.name(), key.send_id);
+                    format!("{name}: the key with send_id {send_id} is still in use")
+                }));
+            }
+            Err(problem) => round.problem(found, &problem),
+        }
+    });
+}
+
+/// What a socket is for, and the keys it should have.
+fn wanted(target: &Target, found: &Found, facts: &Facts) -> (Role, Vec<Wanted>) {
+    match &found.peer {
+        Some(peer) => (
+            Role::Connection,
+            of_connection(peer, found.socket.remote.ip()),
+        ),
+        None => (Role::Listener, target.of_listener(&Place::of(facts))),
+    }
+}
+
+/// Whether a connection has no TCP-AO: it can never get it.
+fn is_naked(socket: &impl AsFd) -> bool {
+    matches!(ao_sys::tcp_ao::info(socket.as_fd()), Ok(None))
+}
+
+fn describe_naked(found: &Found, opener: &Opener) -> String {
+    let who = opener.owner(&found.socket).map_or_else(
+        || "its process".to_owned(),
+        |(pid, name)| format!("{name} (process {pid})"),
+    );
+    let name = found.name();
+    if found.socket.state == TcpState::SynSent {
+        format!(
+            "{name}: {who} was not launched by `ao-sidecar exec`, so its own connections cannot \
+             get keys and the guard blocks them: start it by `ao-sidecar exec -- …`"
+        )
+    } else {
+        format!("{name}: {who} has this session without TCP-AO; the guard blocks it")
+    }
+}

@@ -1,0 +1,102 @@
+//! What the kernel tells of sessions: the same as the other backend's, by its own counters.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use ao_engine::policy::Peer;
+use ao_sys::sock_diag::TcpState;
+use ao_sys::tcp_ao;
+use ao_sys::tcp_socket::{self, Facts};
+
+use super::sockets::{self, Found, Opener};
+use super::wanted::Target;
+use crate::report::{KeyUse, Session, SessionState};
+use crate::settings::Backend;
+
+/// Sessions that have TCP-AO in the kernel.
+#[derive(Debug, Default)]
+pub(crate) struct ActiveSessions(Vec<Session>);
+
+impl ActiveSessions {
+    /// Finds those of any peer of `target`.
+    pub(crate) fn find(target: &Target) -> Self {
+        Self(report(target, &mut Opener::default()))
+    }
+
+    /// Whether the session between these ends is one of them.
+    pub(crate) fn has(&self, local: SocketAddr, remote: SocketAddr) -> bool {
+        let mut sessions = self.0.iter();
+        sessions.any(|session| session.local == local && session.remote == remote)
+    }
+
+    /// Whether any is of this peer.
+    pub(crate) fn any_of(&self, peer: &str) -> bool {
+        self.0.iter().any(|session| &*session.peer == peer)
+    }
+}
+
+/// All sessions there are now.
+pub(super) fn report(target: &Target, opener: &mut Opener) -> Vec<Session> {
+    let mut found = match sockets::find(target) {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(%error, "sockets cannot be listed");
+            return Vec::new();
+        }
+    };
+    found.retain(|found| found.peer.is_some());
+    let mut sessions = Vec::new();
+    opener.for_each(&found, |found, socket, facts| {
+        let peer = found.peer.as_ref();
+        sessions.extend(peer.and_then(|peer| session(target, peer, found, socket.as_fd(), facts)));
+    });
+    sessions
+}
+
+/// Nothing for a session without TCP-AO, or one that ended meanwhile.
+fn session(
+    target: &Target,
+    peer: &Peer,
+    found: &Found,
+    socket: BorrowedFd<'_>,
+    facts: &Facts,
+) -> Option<Session> {
+    let info = tcp_ao::info(socket).ok()??;
+    let keys = tcp_ao::keys(socket).ok()?;
+    Some(Session {
+        peer: Arc::clone(&peer.name),
+        backend: Backend::Kernel,
+        local: found.socket.local,
+        remote: found.socket.remote,
+        vrf: target.vrf_name(facts.interface),
+        state: state(facts.state),
+        current_key: info.current_key.unwrap_or_default(),
+        rnext_key: info.rnext_key.unwrap_or_default(),
+        keys: keys
+            .iter()
+            .map(|key| KeyUse {
+                send_id: key.send_id,
+                recv_id: key.recv_id,
+                good: key.good,
+                bad: key.bad,
+            })
+            .collect(),
+        segments_good: info.good,
+        segments_bad: info.bad,
+        segments_unsigned: info.unsigned,
+        key_not_found: info.key_not_found,
+        dropped_icmp: info.dropped_icmp,
+        segments_sent: tcp_socket::segments_out(socket).unwrap_or_default(),
+        snd_sne: None,
+        rcv_sne: None,
+    })
+}
+
+fn state(state: TcpState) -> SessionState {
+    match state {
+        TcpState::SynSent | TcpState::SynReceived => SessionState::Opening,
+        TcpState::Established => SessionState::Established,
+        _ => SessionState::Closing,
+    }
+}

@@ -1,0 +1,166 @@
+//! The daemons' sockets: which there are, and a descriptor of each for as long as it is worked on.
+//!
+//! A descriptor of ours keeps a socket open that its daemon has closed, so none is ever kept.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use ao_engine::policy::Peer;
+use ao_sys::pidfd::PidFd;
+use ao_sys::process::{self, Holder};
+use ao_sys::sock_diag::{self, Filter, TcpSocket, TcpState};
+use ao_sys::tcp_socket::{self, Facts};
+
+use super::wanted::Target;
+
+/// A socket that concerns a peer.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) socket: TcpSocket,
+    /// The peer of a connection; a listener has none.
+    pub(super) peer: Option<Arc<Peer>>,
+}
+
+impl Found {
+    /// `listener on 0.0.0.0:179` or `10.0.0.1:179 – 10.0.0.2:40000`, for messages.
+    pub(super) fn name(&self) -> String {
+        match self.peer {
+            None => format!("listener on {}", self.socket.local),
+            Some(_) => format!("{} – {}", self.socket.local, self.socket.remote),
+        }
+    }
+}
+
+/// Listeners and connections of the calling thread's network namespace that concern a peer of the
+/// kernel backend.
+pub(super) fn find(target: &Target) -> io::Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for socket in sock_diag::tcp_sockets(Filter::All)? {
+        match socket.state {
+            TcpState::Listen if target.has_port(socket.local.port()) => {
+                found.push(Found { socket, peer: None });
+            }
+            TcpState::Listen | TcpState::Closed | TcpState::TimeWait => {}
+            _ => {
+                let peer = target.find(socket.local, socket.remote, socket.interface);
+                if let Some(peer) = peer.cloned() {
+                    let peer = Some(peer);
+                    found.push(Found { socket, peer });
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Gets descriptors of other processes' sockets, and remembers which process has which.
+#[derive(Default)]
+pub(super) struct Opener {
+    /// By inode: where a socket was last seen.
+    holders: HashMap<u32, Holder>,
+}
+
+impl Opener {
+    /// Calls `work` with a descriptor of each socket, one after the other; returns those that no
+    /// process has (not accepted yet, or closed) and those that could not be had, with the cause.
+    pub(super) fn for_each(
+        &mut self,
+        sockets: &[Found],
+        mut work: impl FnMut(&Found, &OwnedFd, &Facts),
+    ) -> Missed {
+        let mut processes = Processes::default();
+        let mut missed = Missed::default();
+        let mut unknown = Vec::new();
+        for found in sockets {
+            let holder = self.holders.get(&found.socket.inode);
+            match holder.map(|holder| processes.open(holder, found)) {
+                Some(Ok(Some((socket, facts)))) => work(found, &socket, &facts),
+                _ if found.socket.inode == 0 => missed.orphans += 1,
+                _ => unknown.push(found),
+            }
+        }
+        if !unknown.is_empty() {
+            self.look_up(&unknown);
+        }
+        for found in unknown {
+            let Some(holder) = self.holders.get(&found.socket.inode) else {
+                missed.orphans += 1;
+                continue;
+            };
+            match processes.open(holder, found) {
+                Ok(Some((socket, facts))) => work(found, &socket, &facts),
+                Ok(None) => missed.orphans += 1,
+                Err(error) => missed.refused.push((found.name(), error)),
+            }
+        }
+        missed
+    }
+
+    /// Process and command of whoever has a socket.
+    pub(super) fn owner(&self, socket: &TcpSocket) -> Option<(u32, String)> {
+        let pid = self.holders.get(&socket.inode)?.pid;
+        Some((pid, process::name(pid)?))
+    }
+
+    /// Forgets where sockets were that are no more.
+    pub(super) fn retain(&mut self, sockets: &[Found]) {
+        let alive: HashSet<u32> = sockets.iter().map(|found| found.socket.inode).collect();
+        self.holders.retain(|inode, _| alive.contains(inode));
+    }
+
+    fn look_up(&mut self, sockets: &[&Found]) {
+        let inodes: HashSet<u32> = sockets.iter().map(|found| found.socket.inode).collect();
+        let mut first: Vec<u32> = self.holders.values().map(|holder| holder.pid).collect();
+        first.sort_unstable();
+        first.dedup();
+        self.holders.retain(|inode, _| !inodes.contains(inode));
+        match process::holders(&inodes, &first) {
+            Ok(holders) => self.holders.extend(holders),
+            Err(error) => tracing::warn!(%error, "processes cannot be searched for sockets"),
+        }
+    }
+}
+
+/// Sockets that were not worked on.
+#[derive(Debug, Default)]
+pub(super) struct Missed {
+    /// Those no process has: waiting to be accepted, or just closed.
+    pub(super) orphans: usize,
+    pub(super) refused: Vec<(String, io::Error)>,
+}
+
+/// Descriptors of processes, for one round.
+#[derive(Default)]
+struct Processes(HashMap<u32, PidFd>);
+
+impl Processes {
+    /// The socket, if the process still has this one under that number.
+    fn open(&mut self, holder: &Holder, found: &Found) -> io::Result<Option<(OwnedFd, Facts)>> {
+        let process = match self.0.entry(holder.pid) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => match PidFd::open(holder.pid) {
+                Ok(process) => unknown.insert(process),
+                Err(error) if is_gone(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            },
+        };
+        let socket = match process.get(holder.fd) {
+            Ok(socket) => socket,
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let facts = tcp_socket::facts(socket.as_fd())?;
+        let facts = facts.filter(|facts| facts.cookie == found.socket.cookie);
+        Ok(facts.map(|facts| (socket, facts)))
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ESRCH | libc::EBADF | libc::ENOENT)
+    )
+}

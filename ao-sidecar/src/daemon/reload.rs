@@ -35,7 +35,12 @@ pub(super) fn differing_settings(running: &Config, fresh: &Config) -> Vec<&'stat
         strip,
         on_exit,
         state_dir,
-        ..
+        // Beside api_socket, which is compared.
+        keeper_socket: _,
+        // Compared by the datapath, which may take over their keys.
+        peers: _,
+        // Not of the configuration.
+        replace_sessions: _,
     } = one;
     [
         ("api_socket", running.api_socket != fresh.api_socket),

@@ -440,3 +440,6 @@ fn kernel_address(socket: BorrowedFd<'_>, scope: &Scope) -> io::Result<Address> 
 fn invalid(reason: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, reason)
 }
+
+#[cfg(test)]
+mod tests;

@@ -53,11 +53,17 @@ fn name_shows_no_control_characters() {
     );
     let mut child = Command::new("/bin/cat")
         .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    let mut to = child.stdin.take().unwrap();
+    io::Write::write_all(&mut to, b"x").unwrap();
+    // The program has its name once it runs.
+    let echo = child.stdout.take().unwrap().read_exact(&mut [0]);
     let found = name(child.id());
-    drop(child.stdin.take());
+    drop(to);
     child.wait().unwrap();
+    echo.unwrap();
     assert_eq!(found.as_deref(), Some("cat"));
     assert_eq!(name(u32::MAX >> 1), None);
 }

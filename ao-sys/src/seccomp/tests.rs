@@ -21,11 +21,12 @@ fn connect(to: &OwnedFd, port: u16) -> io::Result<()> {
 /// of it, the listener.
 fn under_filter(function: impl FnOnce() -> io::Result<()>) -> (u32, Listener) {
     let (from, to) = io::pipe().unwrap();
+    let (copied, tell_copied) = io::pipe().unwrap();
     let child = start_forked(move || {
         let listener = install(Options::default())?;
         assert_eq!(listener.waits_killable(), Some(true));
         (&to).write_all(&listener.as_fd().as_raw_fd().to_ne_bytes())?;
-        drop(to);
+        io::Read::read_exact(&mut &copied, &mut [0])?;
         let result = function();
         // Not before: a closed listener answers ENOSYS.
         drop(listener);
@@ -35,6 +36,7 @@ fn under_filter(function: impl FnOnce() -> io::Result<()>) -> (u32, Listener) {
     io::Read::read_exact(&mut &from, &mut number).unwrap();
     let child_fd = PidFd::open(child).unwrap();
     let listener = child_fd.get(i32::from_ne_bytes(number)).unwrap();
+    (&tell_copied).write_all(b"x").unwrap();
     (child, Listener::from(listener))
 }
 

@@ -170,13 +170,15 @@ fn configuration(speaker: &Speaker) -> String {
         );
     }
     format!(
-        "{maps}router bgp {local_as}{vrf}
+        "bgp as-path access-list OWN permit ^$
+{maps}router bgp {local_as}{vrf}
  bgp router-id 192.0.2.{id}
  no bgp ebgp-requires-policy
  no bgp network import-check
  no bgp default ipv4-unicast
 {neighbor} address-family {family} unicast
   neighbor {remote} activate
+  neighbor {remote} filter-list OWN out
 {networks} exit-address-family
 ",
         vrf = vrf(speaker),

@@ -73,11 +73,10 @@ fn enslave(host: &Host) {
     namespace.ip("link add red type vrf table 100");
     namespace.ip("link set red up");
     namespace.ip(&format!("link set {INTERFACE} vrf red"));
-    // IPv6 addresses do not survive that.
-    namespace.ip(&format!(
-        "addr replace {}/64 dev {INTERFACE} nodad",
-        host.v6
-    ));
+    // IPv6 addresses do not survive that, and FRR wants a link-local one, too.
+    for address in [host.v6, host.link_local] {
+        namespace.ip(&format!("addr replace {address}/64 dev {INTERFACE} nodad"));
+    }
     // GoBGP's listener is in no VRF.
     namespace.sysctl("net.ipv4.tcp_l3mdev_accept", "1");
 }

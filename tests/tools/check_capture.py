@@ -15,9 +15,9 @@ import packets
 import tcpao
 
 
-def report(capture, keys, port):
+def report(capture, keys, port, offloaded=False):
     """The report, as a dictionary by direction."""
-    connections = tcpao.Connections(keys)
+    connections = tcpao.Connections(keys, offloaded)
     directions = {}
     for segment in packets.segments(capture):
         if port not in (segment.source_port, segment.destination_port):
@@ -58,13 +58,15 @@ def main():
     parser.add_argument("--port", type=int, default=179)
     parser.add_argument("--allow", action="append", default=[],
                         choices=["bad", "unsigned", "unknown"], help="do not fail for these")
+    parser.add_argument("--offloaded", action="store_true",
+                        help="the TCP checksum may be left to a device")
     parser.add_argument("--min-signed", type=int, default=0, help="in each direction")
     parser.add_argument("--max-ip-length", type=int, default=0)
     parser.add_argument("--expect-algorithm", choices=sorted(tcpao.ALGORITHMS))
     arguments = parser.parse_args()
     with open(arguments.keys, encoding="utf-8") as file:
         keys = [tcpao.Key(entry) for entry in json.load(file)]
-    directions = report(arguments.capture, keys, arguments.port)
+    directions = report(arguments.capture, keys, arguments.port, arguments.offloaded)
     print(json.dumps(directions, indent=1))
     lines = list(failures(directions, arguments))
     for line in lines:

@@ -145,6 +145,12 @@ class Segment:
         """Whether the TCP checksum is right."""
         return checksum(self.packet.pseudo_header(len(self.octets)) + self.octets) == 0
 
+    def checksum_offloaded(self):
+        """Whether the field has what Linux puts there for the device to complete:
+        the sum of the pseudo-header."""
+        partial = ~checksum(self.packet.pseudo_header(len(self.octets))) & 0xFFFF
+        return int.from_bytes(self.octets[16:18], "big") == partial
+
 
 def segments(path):
     """Yields every TCP segment of a capture that is not a fragment."""

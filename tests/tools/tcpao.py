@@ -124,10 +124,12 @@ class Direction:
 class Connections:
     """Follows the connections of a capture and judges each segment. A SYN that
     verifies may be a replayed one, so every ISN that a signed SYN or SYN-ACK
-    named for a 4-tuple stays a candidate."""
+    named for a 4-tuple stays a candidate. `offloaded`: the TCP checksum may be
+    left to a device."""
 
-    def __init__(self, keys):
+    def __init__(self, keys, offloaded=False):
         self.keys = keys
+        self.offloaded = offloaded
         self.directions = {}
 
     def _candidates(self, segment):
@@ -162,7 +164,9 @@ class Connections:
             return "unsigned", None
         _, key_id, _, carried = found
         key = next((key for key in self.keys if key.signs(segment.packet.addresses, key_id)), None)
-        if key is None or not segment.checksum_ok():
+        if key is None:
+            return "bad", None
+        if not segment.checksum_ok() and not (self.offloaded and segment.checksum_offloaded()):
             return "bad", None
         verdict = "unknown"
         for direction, *isns_and_sne in self._candidates(segment):

@@ -86,13 +86,13 @@ class Captures(unittest.TestCase):
             self.from_b(ISN_B + 1, ISN_A + 261, packets.ACK),
         ]
 
-    def check(self, captured, *arguments):
+    def check(self, captured, *arguments, offloaded=False):
         with tempfile.NamedTemporaryFile(suffix=".pcap") as file:
             file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, packets.RAW))
             for data in captured:
                 file.write(struct.pack("<IIII", 0, 0, len(data), len(data)) + data)
             file.flush()
-            directions = check_capture.report(file.name, [self.KEY], 179)
+            directions = check_capture.report(file.name, [self.KEY], 179, offloaded)
         defaults = {"allow": [], "min_signed": 0, "max_ip_length": 0, "expect_algorithm": None}
         options = argparse.Namespace(**(defaults | dict(arguments)))
         return directions, list(check_capture.failures(directions, options))
@@ -112,6 +112,16 @@ class Captures(unittest.TestCase):
             directions, _ = self.check(captured[:3] + [bytes(changed)])
             signed = sum(counts["signed"] for counts in directions.values())
             self.assertEqual(signed, 3, f"octet {offset}")
+
+    def test_a_checksum_is_left_to_a_device_only_where_allowed(self):
+        captured = self.conversation()
+        segment = packets.Packet(captured[3])
+        partial = ~packets.checksum(segment.pseudo_header(len(segment.tcp))) & 0xFFFF
+        captured[3] = captured[3][:36] + struct.pack(">H", partial) + captured[3][38:]
+        _, failures = self.check(captured)
+        self.assertEqual(failures, ["10.0.0.1>10.0.0.2: 1 bad"])
+        _, failures = self.check(captured, offloaded=True)
+        self.assertEqual(failures, [])
 
     def test_a_replayed_syn_does_not_confuse_the_checker(self):
         captured = self.conversation()

@@ -117,9 +117,10 @@ fn agree(algorithm: &'static str, include_tcp_options: bool, kernel_opens: bool)
     stream::finish(&mut client, &mut server, STEP);
     let key = key.for_checker(&lan.a.v4.to_string(), &addresses[0]);
     let port = PORT.to_string();
-    capture
-        .stop()
-        .check(&[key], &["--port", &port, "--min-signed", "4"]);
+    capture.stop().check(
+        &[key],
+        &["--port", &port, "--offloaded", "--min-signed", "4"],
+    );
 }
 
 /// Gives both sidecars these keys, first the kernel's or first the engine's.
@@ -210,9 +211,10 @@ fn changes_keys(kernel_opens: bool) {
     stream::finish(&mut client, &mut server, Duration::from_secs(60));
     let keys = keys.map(|key| key.for_checker(&lan.a.v4.to_string(), address_b));
     let port = PORT.to_string();
-    capture
-        .stop()
-        .check(&keys, &["--port", &port, "--min-signed", "4"]);
+    capture.stop().check(
+        &keys,
+        &["--port", &port, "--offloaded", "--min-signed", "4"],
+    );
 }
 
 #[test]

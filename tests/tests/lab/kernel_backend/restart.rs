@@ -166,6 +166,8 @@ fn a_daemon_started_outside_exec_is_stopped_by_the_guard() {
         Ok(())
     });
     let key = checker_key(&Key::default(), &lan.a, &lan.b, family);
-    let report = capture.stop().check(&[key], &["--allow", "unknown"]);
+    let report = capture
+        .stop()
+        .check(&[key], &["--offloaded", "--allow", "unknown"]);
     assert!(report["10.0.0.1>10.0.0.2"].is_null(), "{report}");
 }

@@ -60,3 +60,22 @@ fn gobgp_accepts_its_example() {
     command.arg(example("gobgp/gobgpd.toml"));
     output(command).unwrap_or_else(|error| panic!("{error}"));
 }
+
+/// FRR's own start-up puts the wrap before bgpd's command line.
+#[test]
+fn frr_starts_bgpd_by_its_example() {
+    let script = format!(
+        "log_success_msg() {{ echo \"$*\"; exit; }}
+         . /usr/lib/frr/frrcommon.sh
+         . {}
+         is_user_root() {{ :; }}
+         daemon_prep() {{ :; }}
+         daemon_start bgpd",
+        example("frr/daemons-ao-sidecar").display()
+    );
+    let mut command = Command::new("bash");
+    command.arg("-c").arg(script);
+    let said = output(command).unwrap_or_else(|error| panic!("{error}"));
+    let wrapped = "/usr/bin/ao-sidecar exec -- /usr/lib/frr/bgpd";
+    assert!(said.contains(wrapped), "{said}");
+}

@@ -115,8 +115,8 @@ class Captures(unittest.TestCase):
 
     def test_a_checksum_is_left_to_a_device_only_where_allowed(self):
         captured = self.conversation()
-        segment = packets.Packet(captured[3])
-        partial = ~packets.checksum(segment.pseudo_header(len(segment.tcp))) & 0xFFFF
+        segment = packets.Segment(packets.Packet(captured[3]))
+        partial = ~packets.checksum(segment.packet.pseudo_header(len(segment.octets))) & 0xFFFF
         captured[3] = captured[3][:36] + struct.pack(">H", partial) + captured[3][38:]
         _, failures = self.check(captured)
         self.assertEqual(failures, ["10.0.0.1>10.0.0.2: 1 bad"])

@@ -47,7 +47,7 @@ fn a_daemon_that_sets_tcp_md5_for_the_peer_is_told() {
 
 #[test]
 #[ignore = "needs the lab's kernel"]
-fn a_peer_in_two_key_chains_is_left_to_the_engine() {
+fn a_peer_in_two_key_chains_has_the_closer_one() {
     let lan = Lan::new();
     let mut other = Key::new("aes-128-cmac-96");
     other.secret = "of the prefix".into();
@@ -55,19 +55,26 @@ fn a_peer_in_two_key_chains_is_left_to_the_engine() {
         PeerConfig::new("10.0.0.0/24", other),
         PeerConfig::new(lan.b.v4.to_string(), Key::default()),
     ];
+    // The kernel could not tell which one to prefer.
+    let mut refused = Sidecar::prepare_with_peers(&lan.a.namespace, "kernel", &peers);
+    refused.launch(&[]);
+    assert!(!refused.process().wait(STEP).success());
+    wait_log(
+        refused.process(),
+        &["peer-0", "cannot have datapath", "peer-1"],
+    );
     let sidecar_a = Sidecar::start_with_datapath(&lan.a.namespace, "auto", &peers);
     let peer_of_b = PeerConfig::new(lan.a.v4.to_string(), Key::default().mirrored());
     let sidecar_b = Sidecar::start_with_datapath(&lan.b.namespace, "kernel", &[peer_of_b]);
     let speakers = speakers(&lan.a, &lan.b, Family::V4);
     let hosts = (&lan.a, &lan.b);
     let _session = Session::start((Bird, Bird), hosts, (&sidecar_a, &sidecar_b), &speakers);
-    for peer in sidecar_a.ask("peers").as_array().into_iter().flatten() {
-        assert_eq!(peer["datapath"], "userspace", "{peer}");
-        let reason = peer["datapath_reason"].as_str().unwrap_or_default();
-        assert!(reason.contains("peer-"), "names no other peer: {peer}");
-    }
-    // The one for the host counts.
+    let peers = sidecar_a.ask("peers");
+    let reason = peers[0]["datapath_reason"].as_str().unwrap_or_default();
+    assert_eq!(peers[0]["datapath"], "userspace", "{peers}");
+    assert!(reason.contains("peer-1"), "{peers}");
     assert_eq!(sidecar_a.established()["peer"], "peer-1");
+    assert_in_kernel(&sidecar_a);
 }
 
 #[test]

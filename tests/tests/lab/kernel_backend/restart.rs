@@ -8,7 +8,7 @@ use ao_tests::daemon::{self, At, Daemon, Implementation, assert_never_down, wait
 use ao_tests::scene::checker_key;
 use ao_tests::scratch::Scratch;
 use ao_tests::settings::soak;
-use ao_tests::sidecar::Key;
+use ao_tests::sidecar::{Key, PeerConfig, Sidecar};
 use ao_tests::topology::{Family, INTERFACE, Lan};
 use ao_tests::wait;
 
@@ -124,10 +124,8 @@ fn without_a_sidecar_only_connects_to_peers_are_refused() {
     let listen = ["listen/10.0.0.9/179", "--hold"];
     let other = Calls::spawn(&At::plain(&lan.b.namespace), &listen);
     assert_eq!(other.outcomes(), ["ok"]);
-    let (mut sidecar, _sidecar_b) =
-        sidecars(&lan.a, &lan.b, Family::V4, ("kernel", "kernel"), |peer| {
-            peer
-        });
+    let peer = PeerConfig::new(lan.b.v4.to_string(), Key::default());
+    let mut sidecar = Sidecar::start_with_datapath(&lan.a.namespace, "kernel", &[peer]);
     let actions = [
         "connect/10.0.0.2/179",
         "connect/10.0.0.9/179",

@@ -31,12 +31,17 @@ struct Registered {
     number: u64,
     launched: Launched,
     link: Weak<OwnedFd>,
+    /// Whether it has been told its peers. Not before they are the kernel's: the daemon starts
+    /// as soon as it knows them.
+    welcomed: bool,
 }
 
 /// All daemons that are registered.
 #[derive(Default)]
 pub(super) struct Registry {
     entries: Mutex<Entries>,
+    /// Held while a list of peers is sent, whose messages must not mix with another's.
+    telling: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -56,17 +61,38 @@ impl Registry {
     }
 
     /// Tells all keepers their peers.
-    pub(super) fn tell(&self, peers: &[PeerRange]) {
+    pub(super) fn tell(&self, peers: impl Fn() -> Vec<PeerRange>) {
+        let _one_list_at_a_time = self.telling();
         let links: Vec<Arc<OwnedFd>> = self
             .entries()
             .daemons
             .iter()
+            .filter(|entry| entry.welcomed)
             .filter_map(|entry| entry.link.upgrade())
             .collect();
+        let peers = peers();
         for link in links {
             // One that does not listen is noticed by its thread.
-            let _ = tell(&link, peers);
+            let _ = tell(&link, &peers);
         }
+    }
+
+    /// Tells a new keeper its peers, and from then on their changes.
+    fn welcome(
+        &self,
+        number: u64,
+        link: &OwnedFd,
+        peers: impl Fn() -> Vec<PeerRange>,
+    ) -> io::Result<()> {
+        let _one_list_at_a_time = self.telling();
+        let mut entries = self.entries();
+        let mut daemons = entries.daemons.iter_mut();
+        if let Some(entry) = daemons.find(|entry| entry.number == number) {
+            entry.welcomed = true;
+        }
+        drop(entries);
+        send(link, &ToKeeper::Welcome { version: VERSION })?;
+        tell(link, &peers())
     }
 
     /// The number of the entry; nothing if there are too many.
@@ -81,6 +107,7 @@ impl Registry {
             number,
             launched,
             link: Arc::downgrade(link),
+            welcomed: false,
         });
         Some(number)
     }
@@ -89,6 +116,10 @@ impl Registry {
         self.entries()
             .daemons
             .retain(|entry| entry.number != number);
+    }
+
+    fn telling(&self) -> MutexGuard<'_, ()> {
+        self.telling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
@@ -238,8 +269,9 @@ fn attend(link: &Arc<OwnedFd>, shared: &Shared, stop: &EventFd) -> io::Result<()
     tracing::info!(daemon = launched.name, pid, "launched daemon registered");
     // Its peers become the kernel's before it learns of them, and opens its first connection.
     shared.registered();
-    let mut served = send(link, &ToKeeper::Welcome { version: VERSION })
-        .and_then(|()| tell(link, &shared.peer_ranges()));
+    let mut served = shared
+        .registry
+        .welcome(number, link, || shared.peer_ranges());
     while served.is_ok() {
         served = match receive(link, stop) {
             Ok(Some((message, attached))) => answer(link, shared, &launched, message, attached),

@@ -164,7 +164,7 @@ impl Kernel {
             self.restore_target(former);
             return Err(RefusedKeys(refused));
         }
-        self.shared.registry.tell(&self.shared.peer_ranges());
+        self.shared.registry.tell(|| self.shared.peer_ranges());
         self.shared.recheck();
         Ok(())
     }

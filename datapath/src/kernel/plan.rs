@@ -91,17 +91,12 @@ impl Wanted {
 
     /// Whether it makes the same MACs as an installed key of its name.
     fn is_same(&self, installed: &InstalledKey) -> bool {
-        let (name, secret) = match self.mkt.algorithm {
-            Algorithm::Aes128Cmac96 => {
-                let key = self.mkt.master_key.aes128_key();
-                ("cmac(aes)", Zeroizing::new(key.to_vec()))
-            }
-            other => (
-                kernel_name(other),
-                Zeroizing::new(self.mkt.master_key.expose().to_vec()),
-            ),
+        // Of a CMAC key Linux keeps and shows what it derives from the secret.
+        let secret = match self.mkt.algorithm {
+            Algorithm::Aes128Cmac96 => Zeroizing::new(self.mkt.master_key.aes128_key().to_vec()),
+            _ => Zeroizing::new(self.mkt.master_key.expose().to_vec()),
         };
-        installed.algorithm == name
+        installed.algorithm == kernel_name(self.mkt.algorithm)
             && installed.mac_length == mac_length(self.mkt.algorithm)
             && installed.exclude_options != self.mkt.include_options
             && *installed.secret == *secret
@@ -249,15 +244,15 @@ mod tests {
     /// The key as the kernel would show it.
     fn installed(want: &Wanted) -> InstalledKey {
         let secret = want.mkt.master_key.expose().to_vec();
-        let (algorithm, secret) = match want.mkt.algorithm {
-            Algorithm::Aes128Cmac96 => ("cmac(aes)", want.mkt.master_key.aes128_key().to_vec()),
-            other => (kernel_name(other), secret),
+        let secret = match want.mkt.algorithm {
+            Algorithm::Aes128Cmac96 => want.mkt.master_key.aes128_key().to_vec(),
+            _ => secret,
         };
         InstalledKey {
             scope: want.scope,
             send_id: want.mkt.send_id,
             recv_id: want.mkt.recv_id,
-            algorithm: algorithm.to_owned(),
+            algorithm: kernel_name(want.mkt.algorithm).to_owned(),
             mac_length: mac_length(want.mkt.algorithm),
             exclude_options: !want.mkt.include_options,
             secret: Zeroizing::new(secret),

@@ -201,3 +201,166 @@ fn describe_naked(found: &Found, opener: &Opener) -> String {
         format!("{name}: {who} has this session without TCP-AO; the guard blocks it")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
+    use std::process::Command;
+    use std::thread;
+    use std::time::Duration;
+
+    use ao_engine::crypto::{Algorithm, MasterKey};
+    use ao_engine::policy::{Mkt, Peer, Policy, Prefix, Selector};
+    use ao_sys::tcp_ao::{self, Scope};
+    use nix::sched::{CloneFlags, unshare};
+    use nix::sys::resource::{Resource, setrlimit};
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket,
+    };
+    use nix::time::{ClockId, clock_gettime};
+
+    use super::*;
+
+    const PEERS: u16 = 1000;
+    const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+    fn address(number: u16) -> Ipv4Addr {
+        let [high, low] = number.to_be_bytes();
+        Ipv4Addr::new(127, 1, high, low)
+    }
+
+    fn key(id: u8) -> Arc<Mkt> {
+        Arc::new(Mkt {
+            send_id: id,
+            recv_id: id,
+            algorithm: Algorithm::HmacSha1_96,
+            master_key: MasterKey::new(&[id; 20]).unwrap(),
+            include_options: true,
+        })
+    }
+
+    fn peer(number: u16) -> Peer {
+        Peer {
+            name: format!("peer {number}").into(),
+            selector: Selector {
+                remote: Prefix::host(address(number).into()),
+                local: None,
+                ports: 179..=179,
+                interface: None,
+                domain: None,
+            },
+            keys: vec![key(1), key(2)],
+            ttl_min: 0,
+        }
+    }
+
+    /// A peer's end of a session, with the keys for ours.
+    fn connected(number: u16) -> OwnedFd {
+        let client = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::empty(),
+            None,
+        )
+        .unwrap();
+        let end = |ip: Ipv4Addr, port| SockaddrStorage::from(SocketAddr::new(ip.into(), port));
+        bind(
+            std::os::fd::AsRawFd::as_raw_fd(&client),
+            &end(address(number), 0),
+        )
+        .unwrap();
+        for id in [1, 2] {
+            let wanted = Wanted {
+                peer: "here".into(),
+                scope: Scope {
+                    address: IpAddr::V4(HERE),
+                    prefix: 32,
+                    vrf: None,
+                },
+                mkt: key(id),
+            };
+            tcp_ao::add_key(client.as_fd(), &wanted.new_key(false)).unwrap();
+        }
+        connect(std::os::fd::AsRawFd::as_raw_fd(&client), &end(HERE, 179)).unwrap();
+        client
+    }
+
+    fn processor_time() -> Duration {
+        clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
+            .unwrap()
+            .into()
+    }
+
+    /// The median of five.
+    fn cost(mut work: impl FnMut()) -> Duration {
+        let mut costs: Vec<Duration> = (0..5)
+            .map(|_| {
+                let before = processor_time();
+                work();
+                processor_time() - before
+            })
+            .collect();
+        costs.sort();
+        costs[2]
+    }
+
+    #[test]
+    #[ignore = "needs the lab's kernel"]
+    fn a_round_over_a_thousand_sessions_costs_a_few_system_calls_each() {
+        let done = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let up = Command::new("ip")
+                .args(["link", "set", "lo", "up"])
+                .status();
+            assert!(up.unwrap().success());
+            setrlimit(Resource::RLIMIT_NOFILE, 8192, 8192).unwrap();
+            let policy = Policy::new((0..PEERS).map(peer).collect()).unwrap();
+            let names = policy
+                .peers()
+                .iter()
+                .map(|peer| peer.name.clone())
+                .collect();
+            let target = Target::after(
+                &Target::default(),
+                Arc::new(policy),
+                names,
+                Arc::new(ao_sys::links::Links::read().unwrap()),
+            );
+            let (mut opener, memory) = (Opener::default(), OptionMemory::default());
+            let mut round = || run(&target, &mut opener, &memory, false).unwrap();
+
+            let listener = TcpListener::bind((HERE, 179)).unwrap();
+            let first = round();
+            assert_eq!((first.listeners, first.added), (1, 2000), "{first:?}");
+            let mut ends: Vec<(OwnedFd, TcpStream)> = Vec::new();
+            for number in 0..PEERS {
+                let client = connected(number);
+                ends.push((client, listener.accept().unwrap().0));
+            }
+            let settled = round();
+            assert_eq!(
+                settled.connections,
+                u32::from(PEERS),
+                "{:?}",
+                settled.problems
+            );
+            assert_eq!(settled.problems, [] as [String; 0]);
+
+            let plain = cost(|| {
+                for (_, accepted) in &ends {
+                    assert!(tcp_ao::info(accepted.as_fd()).unwrap().is_some());
+                    assert_eq!(tcp_ao::keys(accepted.as_fd()).unwrap().len(), 2);
+                }
+            });
+            let ours = cost(|| {
+                let round = round();
+                assert_eq!(round.added + round.selected + round.deleted, 0, "{round:?}");
+            });
+            let ratio = ours.as_secs_f64() / plain.as_secs_f64();
+            eprintln!("a round: {ours:?}; plain getsockopt of all: {plain:?}; ratio {ratio:.1}");
+            assert!(ratio < 12.0, "a round: {ours:?}; plain: {plain:?}");
+        });
+        done.join().unwrap();
+    }
+}

@@ -1,5 +1,6 @@
 //! Which backend protects which peer, and why: pure but for the probe.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ pub(crate) struct Abilities {
     pub(crate) tcp_ao: bool,
     /// Algorithms it takes keys of.
     pub(crate) algorithms: Vec<Algorithm>,
+    /// Whether it takes keys for the sessions of one VRF.
+    pub(crate) vrf_keys: bool,
     /// Why sockets of other processes are out of reach, if they are.
     pub(crate) out_of_reach: Option<String>,
     /// Whether system calls of launched daemons can be held (seccomp user notification).
@@ -36,9 +39,26 @@ impl Abilities {
         Ok(Self {
             tcp_ao: kernel.tcp_ao,
             algorithms: Algorithm::ALL.into_iter().filter(usable).collect(),
+            vrf_keys: kernel.vrf_keys,
             out_of_reach: out_of_reach(&kernel).map(str::to_owned),
             can_launch: kernel.seccomp_notification,
         })
+    }
+}
+
+/// Logs what was decided: one line for all peers with the same reason.
+pub(crate) fn log(peers: &[PeerSpec], decisions: &[Decision]) {
+    let mut groups: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    for (peer, Decision { backend, reason }) in peers.iter().zip(decisions) {
+        let group = groups.entry((backend.as_str(), reason)).or_default();
+        group.push(&peer.name);
+    }
+    for ((backend, reason), names) in groups {
+        let peers = match names.as_slice() {
+            [first, .., last] => format!("{} ({first} to {last})", names.len()),
+            names => names.concat(),
+        };
+        tracing::info!(backend, peers, "datapath chosen: {reason}");
     }
 }
 
@@ -158,6 +178,9 @@ fn obstacle(peer: &PeerSpec, peers: &[PeerSpec], abilities: &Abilities) -> Optio
     if let Some(key) = missing {
         return Some(format!("this kernel refuses {}", key.algorithm));
     }
+    if peer.vrf.is_some() && !abilities.vrf_keys {
+        return Some("this kernel refuses keys for one VRF".to_owned());
+    }
     let inner = peers
         .iter()
         .find(|other| other.name != peer.name && contains(peer, other));
@@ -213,6 +236,7 @@ mod tests {
         Abilities {
             tcp_ao: true,
             algorithms: Algorithm::ALL.to_vec(),
+            vrf_keys: true,
             out_of_reach: None,
             can_launch: true,
         }
@@ -255,6 +279,18 @@ mod tests {
             let decision = one(&peer, &abilities, LAUNCHED);
             assert_eq!(decision.backend, Backend::Userspace, "{abilities:?}");
         }
+    }
+
+    #[test]
+    fn a_vrf_needs_a_kernel_that_knows_them() {
+        let mut peer = peer("p", "10.0.0.2", 32);
+        peer.vrf = Some("red".into());
+        let without = Abilities {
+            vrf_keys: false,
+            ..able()
+        };
+        assert_eq!(one(&peer, &able(), LAUNCHED).backend, Backend::Kernel);
+        assert_eq!(one(&peer, &without, LAUNCHED).backend, Backend::Userspace);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use ao_engine::policy::{Mkt, Policy, PolicyError};
 use ao_sys::capabilities::{have_net_admin, have_net_raw};
 use ao_sys::links::Links;
 use ao_sys::nfqueue::BindError;
+use ao_sys::probe;
 
 use crate::choice::{self, Abilities, Circumstances, Decision, Impossible};
 use crate::firewall::{self, Firewall, Queues, Ruleset, Watcher};
@@ -146,6 +147,10 @@ impl Datapath {
             launched: false,
             userspace_session: false,
         })?;
+        choice::log(&settings.peers, &decisions);
+        if abilities.tcp_ao {
+            note_key_room(&settings.peers);
+        }
         let peers = served(&settings.peers, decisions);
         let policy = Arc::new(engine_policy(&peers, &links)?);
         let ruleset = ruleset(&settings, &peers)?;
@@ -497,6 +502,21 @@ fn check_privileges() -> Result<(), StartError> {
     match have_net_admin() && have_net_raw() {
         true => Ok(()),
         false => Err(StartError::Permission),
+    }
+}
+
+/// Tells beforehand when the keys of all peers will not fit onto one listener as things are.
+fn note_key_room(peers: &[PeerSpec]) {
+    let keys: usize = peers.iter().map(|peer| peer.keys.len()).sum();
+    let needed = u32::try_from(keys).unwrap_or(u32::MAX);
+    match probe::keys_per_listener(needed) {
+        Ok(room) if room < needed => tracing::info!(
+            room,
+            needed,
+            "a listener holds fewer keys than all peers have; net.core.optmem_max will be raised"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::debug!(%error, "the room for keys cannot be tried"),
     }
 }
 

@@ -38,9 +38,6 @@ pub enum ServiceError {
     /// A privilege is missing.
     #[error(transparent)]
     Privileges(#[from] LaunchError),
-    /// No such user.
-    #[error("--allow-user {0}: no such user")]
-    NoUser(String),
     /// The socket cannot be served.
     #[error("{} cannot be served: {source}", path.display())]
     Socket {
@@ -58,35 +55,23 @@ pub enum ServiceError {
 pub fn serve(service: &Service) -> Result<(), ServiceError> {
     crate::logging::init_plain();
     check_privileges()?;
-    let allowed = service
-        .allowed_users
-        .iter()
-        .map(|name| user_id(name))
-        .collect::<Result<Vec<u32>, _>>()?;
     let failed = |source| ServiceError::Socket {
         path: service.socket.clone(),
         source,
     };
-    let listener = bind(&service.socket, !allowed.is_empty()).map_err(failed)?;
+    let listener = bind(&service.socket, !service.allowed_users.is_empty()).map_err(failed)?;
     info!(socket = %service.socket.display(), "keeper service ready");
-    let settings = Arc::new((service.clone(), allowed));
+    let settings = Arc::new(service.clone());
     loop {
         let (stream, _) = listener.accept().map_err(failed)?;
         let settings = Arc::clone(&settings);
-        let attend = move || attend(stream, &settings.0, &settings.1);
+        let attend = move || attend(stream, &settings);
         if let Err(error) = thread::Builder::new()
             .name("ao-keeper".to_owned())
             .spawn(attend)
         {
             error!(%error, "a program that was handed over cannot be served");
         }
-    }
-}
-
-fn user_id(name: &str) -> Result<u32, ServiceError> {
-    match User::from_name(name) {
-        Ok(Some(user)) => Ok(user.uid.as_raw()),
-        _ => Err(ServiceError::NoUser(name.to_owned())),
     }
 }
 
@@ -107,8 +92,8 @@ fn bind(path: &Path, for_others: bool) -> io::Result<UnixListener> {
 
 /// Keeps one program. Whenever that is impossible its notifications are dropped, so that its calls
 /// fail: it does not come up unprotected.
-fn attend(mut stream: UnixStream, service: &Service, allowed: &[u32]) {
-    let outcome = authenticate(&stream, allowed)
+fn attend(mut stream: UnixStream, service: &Service) {
+    let outcome = authenticate(&stream, &service.allowed_users)
         .and_then(|()| oci::receive(&mut stream).map_err(|error| error.to_string()))
         .and_then(|program| Ok((register(&program, service)?, program)));
     match outcome {
@@ -131,11 +116,16 @@ fn attend(mut stream: UnixStream, service: &Service, allowed: &[u32]) {
     }
 }
 
-fn authenticate(stream: &UnixStream, allowed: &[u32]) -> Result<(), String> {
+/// Users are looked up each time: that of a unit with DynamicUser exists only while it runs.
+fn authenticate(stream: &UnixStream, allowed: &[String]) -> Result<(), String> {
     let uid = unix::peer_credentials(stream.as_fd())
         .map_err(|error| error.to_string())?
         .uid;
-    if uid == 0 || allowed.contains(&uid) {
+    let is_allowed = |name: &String| {
+        let user = User::from_name(name).ok().flatten();
+        user.is_some_and(|user| user.uid.as_raw() == uid)
+    };
+    if uid == 0 || allowed.iter().any(is_allowed) {
         Ok(())
     } else {
         Err(format!(

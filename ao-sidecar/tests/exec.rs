@@ -103,21 +103,22 @@ impl Sidecar {
 
     /// Awaits a keeper and tells it the one peer.
     fn keeper(&self) -> Keeper {
-        let keeper = self.greeted();
+        let (keeper, _) = self.greeted();
         keeper.send(&json!({ "welcome": { "version": 1 } }));
         let peer = json!({ "address": "127.9.9.9", "length": 32, "ports": [179, 179] });
         keeper.send(&json!({ "peers": { "first": true, "last": true, "peers": [peer] } }));
         keeper
     }
 
-    fn greeted(&self) -> Keeper {
+    /// A keeper, and its greeting.
+    fn greeted(&self) -> (Keeper, Value) {
         let link = unix::accept(self.listener.as_fd()).unwrap();
         unix::set_receive_timeout(link.as_fd(), LIMIT).unwrap();
         let keeper = Keeper { link };
         let (hello, _) = keeper.receive().expect("a greeting");
         assert_eq!(hello["hello"]["version"], 1, "{hello}");
         assert_ne!(hello["hello"]["network_namespace"], 0, "{hello}");
-        keeper
+        (keeper, hello["hello"].clone())
     }
 }
 
@@ -156,6 +157,7 @@ impl Keeper {
             .unwrap()
             .expect("a TCP socket");
         assert_eq!(call["cookie"], facts.cookie);
+        assert_eq!(call["user"], 0, "the socket was made by root");
         Asked {
             id: call["id"].as_u64().unwrap(),
             call: call["call"].clone(),
@@ -425,6 +427,26 @@ for _ in range(3):
 }
 
 #[test]
+fn a_later_sidecar_learns_who_made_the_daemons_sockets() {
+    let place = Place::new();
+    let sidecar = place.sidecar();
+    let script = r#"
+os.setgid(65534)
+os.setuid(65534)
+say(connect(PEER))
+sys.stdin.readline()
+"#;
+    let daemon = Daemon::start(place.daemon(script));
+    let keeper = sidecar.keeper();
+    let (call, _) = keeper.receive().expect("a call");
+    assert_eq!(call["call"]["user"], 65534, "{call}");
+    drop((keeper, sidecar));
+    assert_eq!(daemon.says(), json!(["EHOSTUNREACH"]));
+    let (_, hello) = place.sidecar().greeted();
+    assert_eq!(hello["users"], json!([65534]));
+}
+
+#[test]
 fn a_sidecar_killed_while_a_call_waits_leaves_it_refused_at_once() {
     let place = Place::new();
     let sidecar = place.sidecar();
@@ -563,7 +585,7 @@ fn what_prevents_a_launch_is_said_with_its_exit_code() {
 
     let sidecar = place.sidecar();
     let refusing = thread::spawn(move || {
-        let keeper = sidecar.greeted();
+        let (keeper, _) = sidecar.greeted();
         keeper.send(&json!({ "refused": { "why": "not today" } }));
         sidecar
     });

@@ -9,7 +9,7 @@
 mod core;
 pub(crate) mod protocol;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,6 +23,7 @@ use ao_sys::tcp_socket::{self, Facts};
 use ao_sys::{process, unix};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::fstat;
 
 use self::core::{Action, Core};
 pub use self::protocol::socket_path;
@@ -36,6 +37,8 @@ const REFUSED_RETRY: Duration = Duration::from_secs(5);
 const WARN_EVERY: Duration = Duration::from_secs(60);
 /// Peers remembered as told.
 const WARNED: usize = 1024;
+/// Users of one daemon that are remembered.
+const USERS: usize = 16;
 /// Longest socket address that holds an IP address (struct sockaddr_storage).
 const ADDRESS_ROOM: usize = 128;
 
@@ -83,6 +86,8 @@ pub struct Keeper {
     retry_at: Instant,
     /// What the sidecar is asked about.
     asked: BTreeMap<u64, Question>,
+    /// Users that the daemon's sockets were made by, for a sidecar that starts later.
+    users: BTreeSet<u32>,
     warned: HashMap<IpAddr, Instant>,
 }
 
@@ -91,7 +96,16 @@ struct Question {
     process: PidFd,
     fd: i32,
     cookie: u64,
+    user: u32,
     call: Call,
+}
+
+/// The socket of a call, and the process that has it.
+struct Caller {
+    process: PidFd,
+    facts: Facts,
+    /// User that the socket was made by.
+    user: u32,
 }
 
 impl Keeper {
@@ -107,6 +121,7 @@ impl Keeper {
             link: None,
             retry_at: Instant::now(),
             asked: BTreeMap::new(),
+            users: BTreeSet::new(),
             warned: HashMap::new(),
         };
         loop {
@@ -161,6 +176,7 @@ impl Keeper {
             daemon: self.launch.daemon.clone(),
             pid: self.launch.pid,
             network_namespace: self.launch.network_namespace,
+            users: self.users.iter().copied().collect(),
         };
         unix::send(link.as_fd(), &encode(&hello), &[])?;
         self.link = Some(link);
@@ -250,12 +266,11 @@ impl Keeper {
             return vec![Action::Proceed(id)];
         }
         match caller(listener, notification) {
-            Ok(Some((process, facts))) => {
-                if !self.core.is_peer(remote, facts.local.port()) {
+            Ok(Some(caller)) => {
+                if !self.core.is_peer(remote, caller.facts.local.port()) {
                     return vec![Action::Proceed(id)];
                 }
-                let call = Call::Connect { remote };
-                self.ask(notification, process, &facts, call)
+                self.ask(notification, caller, Call::Connect { remote })
             }
             Ok(None) => vec![Action::Proceed(id)],
             Err(error) => {
@@ -270,23 +285,21 @@ impl Keeper {
 
     fn listening(&mut self, listener: &Listener, notification: &Notification) -> Vec<Action> {
         match caller(listener, notification) {
-            Ok(Some((process, facts))) => self.ask(notification, process, &facts, Call::Listen),
+            Ok(Some(caller)) => self.ask(notification, caller, Call::Listen),
             // No TCP socket; or the sidecar will find the listener by itself.
             Ok(None) | Err(_) => vec![Action::Proceed(notification.id)],
         }
     }
 
-    fn ask(
-        &mut self,
-        notification: &Notification,
-        process: PidFd,
-        facts: &Facts,
-        call: Call,
-    ) -> Vec<Action> {
+    fn ask(&mut self, notification: &Notification, caller: Caller, call: Call) -> Vec<Action> {
+        if self.users.len() < USERS {
+            self.users.insert(caller.user);
+        }
         let question = Question {
-            process,
+            process: caller.process,
             fd: descriptor(notification),
-            cookie: facts.cookie,
+            cookie: caller.facts.cookie,
+            user: caller.user,
             call,
         };
         self.asked.insert(notification.id, question);
@@ -367,6 +380,7 @@ impl Keeper {
             id,
             fd: question.fd,
             cookie: question.cookie,
+            user: question.user,
             call: question.call,
         };
         match unix::send(link.as_fd(), &encode(&message), &[question.process.as_fd()]) {
@@ -435,7 +449,7 @@ fn descriptor(notification: &Notification) -> i32 {
 
 /// The calling process and the TCP socket of its call; nothing if the socket is no TCP socket or
 /// nobody waits any more.
-fn caller(listener: &Listener, notification: &Notification) -> io::Result<Option<(PidFd, Facts)>> {
+fn caller(listener: &Listener, notification: &Notification) -> io::Result<Option<Caller>> {
     let opened = process::group_of(notification.thread).and_then(PidFd::open);
     // Only now is it sure that the process opened is the one that waits, and not one that got
     // its number.
@@ -449,7 +463,13 @@ fn caller(listener: &Listener, notification: &Notification) -> io::Result<Option
         Err(error) if error.raw_os_error() == Some(libc::EBADF) => return Ok(None),
         Err(error) => return Err(error),
     };
-    Ok(tcp_socket::facts(socket.as_fd())?.map(|facts| (process, facts)))
+    let user = fstat(&socket)?.st_uid;
+    let facts = tcp_socket::facts(socket.as_fd())?;
+    Ok(facts.map(|facts| Caller {
+        process,
+        facts,
+        user,
+    }))
 }
 
 /// The IP address a connect is for; nothing for other address families.

@@ -38,6 +38,9 @@ pub(crate) enum ToSidecar {
         pid: u32,
         /// Inode of the network namespace it was launched in.
         network_namespace: u64,
+        /// Users that its sockets were made by so far.
+        #[serde(default)]
+        users: Vec<u32>,
     },
     /// A call that waits. A pidfd of the caller's process goes with the message: never the socket
     /// itself, which a descriptor under way would keep open.
@@ -47,6 +50,8 @@ pub(crate) enum ToSidecar {
         fd: i32,
         /// SO_COOKIE of the socket, by which a descriptor closed and used again is noticed.
         cookie: u64,
+        /// User that the socket was made by.
+        user: u32,
         call: Call,
     },
     /// Something the operator should read.
@@ -178,6 +183,7 @@ mod tests {
             id: u64::MAX,
             fd: 7,
             cookie: 1 << 40,
+            user: 65534,
             call: Call::Connect {
                 remote: "[fe80::1%3]:179".parse().unwrap(),
             },

@@ -1,6 +1,7 @@
 //! The sidecar's side of the keeper socket: launched daemons register, and their calls are
 //! decided.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,6 +32,8 @@ struct Registered {
     number: u64,
     launched: Launched,
     link: Weak<OwnedFd>,
+    /// Users that its sockets were made by.
+    users: BTreeSet<u32>,
     /// Whether it has been told its peers. Not before they are the kernel's: the daemon starts
     /// as soon as it knows them.
     welcomed: bool,
@@ -58,6 +61,21 @@ impl Registry {
             .iter()
             .map(|entry| entry.launched.clone())
             .collect()
+    }
+
+    /// Users that launched daemons make sockets as.
+    pub(super) fn users(&self) -> BTreeSet<u32> {
+        let entries = self.entries();
+        let users = entries.daemons.iter().flat_map(|entry| &entry.users);
+        users.copied().collect()
+    }
+
+    fn add_user(&self, number: u64, user: u32) {
+        let mut entries = self.entries();
+        let mut daemons = entries.daemons.iter_mut();
+        if let Some(entry) = daemons.find(|entry| entry.number == number) {
+            entry.users.insert(user);
+        }
     }
 
     /// Tells all keepers their peers.
@@ -96,7 +114,7 @@ impl Registry {
     }
 
     /// The number of the entry; nothing if there are too many.
-    fn insert(&self, launched: Launched, link: &Arc<OwnedFd>) -> Option<u64> {
+    fn insert(&self, launched: Launched, users: Vec<u32>, link: &Arc<OwnedFd>) -> Option<u64> {
         let mut entries = self.entries();
         if entries.daemons.len() >= MAX_KEEPERS {
             return None;
@@ -107,6 +125,7 @@ impl Registry {
             number,
             launched,
             link: Arc::downgrade(link),
+            users: users.into_iter().collect(),
             welcomed: false,
         });
         Some(number)
@@ -247,6 +266,7 @@ fn attend(link: &Arc<OwnedFd>, shared: &Shared, stop: &EventFd) -> io::Result<()
             daemon,
             pid,
             network_namespace,
+            users,
         },
         _,
     )) = receive(link, stop)?
@@ -262,7 +282,7 @@ fn attend(link: &Arc<OwnedFd>, shared: &Shared, stop: &EventFd) -> io::Result<()
         );
         return send(link, &ToKeeper::Refused { why });
     }
-    let Some(number) = shared.registry.insert(launched.clone(), link) else {
+    let Some(number) = shared.registry.insert(launched.clone(), users, link) else {
         let why = format!("{MAX_KEEPERS} daemons are registered already");
         return send(link, &ToKeeper::Refused { why });
     };
@@ -274,7 +294,12 @@ fn attend(link: &Arc<OwnedFd>, shared: &Shared, stop: &EventFd) -> io::Result<()
         .welcome(number, link, || shared.peer_ranges());
     while served.is_ok() {
         served = match receive(link, stop) {
-            Ok(Some((message, attached))) => answer(link, shared, &launched, message, attached),
+            Ok(Some((message, attached))) => {
+                if let ToSidecar::Call { user, .. } = message {
+                    shared.registry.add_user(number, user);
+                }
+                answer(link, shared, &launched, message, attached)
+            }
             Ok(None) => break,
             Err(error) => Err(error),
         };
@@ -344,6 +369,7 @@ fn answer(
             fd,
             cookie,
             call,
+            user: _,
         } => {
             let process = attached.into_iter().next().map(PidFd::from);
             let errno = match process {

@@ -30,7 +30,7 @@ use self::optmem::OptionMemory;
 pub(crate) use self::plan::{kernel_name, mac_length};
 use self::round::Round;
 pub(crate) use self::sessions::ActiveSessions;
-use self::sockets::Opener;
+use self::sockets::{Opener, Trust};
 pub(crate) use self::wanted::Target;
 use crate::abort::AbortOnPanic;
 use crate::keeper::protocol::PeerRange;
@@ -281,7 +281,9 @@ impl Shared {
             return Vec::new();
         }
         let mut opener = self.opener();
-        let round = match round::run(&self.target(), &mut opener, &self.memory, strictly) {
+        let trust = Trust::new(self.registry.users());
+        let target = self.target();
+        let round = match round::run(&target, &mut opener, &self.memory, &trust, strictly) {
             Ok(round) => round,
             Err(error) => {
                 tracing::warn!(%error, "sockets cannot be listed; keys stay as they are");

@@ -14,7 +14,7 @@ use ao_sys::tcp_socket::Facts;
 
 use super::optmem::OptionMemory;
 use super::plan::{Role, Wanted};
-use super::sockets::{self, Found, Opener};
+use super::sockets::{self, Found, Opener, Trust};
 use super::steps::{self, Problem};
 use super::wanted::{Place, Target, of_connection};
 
@@ -75,6 +75,27 @@ impl Round {
         }
     }
 
+    /// Takes out sockets of users that may not have keys.
+    fn leave_out_strangers(&mut self, found: &mut Vec<Found>, trust: &Trust) {
+        let all = found.len();
+        let mut first = None;
+        found.retain(|found| {
+            let trusted = trust.covers(found.socket.uid, found.socket.local.port());
+            if !trusted && first.is_none() {
+                first = Some((found.name(), found.socket.uid));
+            }
+            trusted
+        });
+        if let Some((name, uid)) = first {
+            self.problems.push(format!(
+                "{name} of user {uid} ({} such sockets) gets no keys, which it could read: it is \
+                 neither root's, nor a launched daemon's, nor on a privileged port; start its \
+                 daemon by `ao-sidecar exec -- …`",
+                all - found.len()
+            ));
+        }
+    }
+
     fn problem(&mut self, found: &Found, problem: &Problem) {
         if let Some(peer) = problem.peer() {
             self.incomplete
@@ -90,10 +111,12 @@ pub(super) fn run(
     target: &Target,
     opener: &mut Opener,
     memory: &OptionMemory,
+    trust: &Trust,
     strictly: bool,
 ) -> io::Result<Round> {
-    let found = sockets::find(target)?;
+    let mut found = sockets::find(target)?;
     let mut round = Round::default();
+    round.leave_out_strangers(&mut found, trust);
     add_everywhere(target, &found, opener, memory, &mut round);
     if round.incomplete.is_empty() || !strictly {
         select_and_delete(target, &found, opener, &mut round);
@@ -204,6 +227,7 @@ fn describe_naked(found: &Found, opener: &Opener) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
     use std::os::fd::OwnedFd;
     use std::process::Command;
@@ -328,7 +352,8 @@ mod tests {
                 Arc::new(ao_sys::links::Links::read().unwrap()),
             );
             let (mut opener, memory) = (Opener::default(), OptionMemory::default());
-            let mut round = || run(&target, &mut opener, &memory, false).unwrap();
+            let trust = Trust::new(BTreeSet::new());
+            let mut round = || run(&target, &mut opener, &memory, &trust, false).unwrap();
 
             let listener = TcpListener::bind((HERE, 179)).unwrap();
             let first = round();

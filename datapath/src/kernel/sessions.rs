@@ -30,9 +30,11 @@ impl ActiveSessions {
         sessions.any(|session| session.local == local && session.remote == remote)
     }
 
-    /// Whether any is of this peer.
+    /// Whether an established one is of this peer.
     pub(crate) fn any_of(&self, peer: &str) -> bool {
-        self.0.iter().any(|session| &*session.peer == peer)
+        // Anyone can begin one; only a peer's keys establish it.
+        let mut sessions = self.0.iter();
+        sessions.any(|session| &*session.peer == peer && session.state == SessionState::Established)
     }
 }
 

@@ -3,7 +3,8 @@
 //! A descriptor of ours keeps a socket open that its daemon has closed, so none is ever kept.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -31,6 +32,34 @@ impl Found {
             None => format!("listener on {}", self.socket.local),
             Some(_) => format!("{} – {}", self.socket.local, self.socket.remote),
         }
+    }
+}
+
+/// Whose sockets may get keys. Whoever has a socket can read the keys on it, so that one of just
+/// any local user must get none.
+#[derive(Clone, Debug)]
+pub(super) struct Trust {
+    /// Users that launched daemons make sockets as.
+    users: BTreeSet<u32>,
+    /// Ports below this one are for privileged programs.
+    first_free_port: u16,
+}
+
+impl Trust {
+    /// Trusts root, these users, and whoever has a privileged port.
+    pub(super) fn new(users: BTreeSet<u32>) -> Self {
+        let file = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+        let read = fs::read_to_string(file).ok();
+        let port = read.and_then(|text| text.trim().parse().ok());
+        Self {
+            users,
+            first_free_port: port.unwrap_or(1024),
+        }
+    }
+
+    /// Whether a socket that this user made on this port of ours may get keys.
+    pub(super) fn covers(&self, user: u32, port: u16) -> bool {
+        user == 0 || self.users.contains(&user) || port < self.first_free_port
     }
 }
 
@@ -163,4 +192,25 @@ fn is_gone(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::ESRCH | libc::EBADF | libc::ENOENT)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn just_any_user_gets_no_keys_on_a_free_port() {
+        let trust = Trust {
+            users: BTreeSet::from([101]),
+            first_free_port: 1024,
+        };
+        assert!(trust.covers(0, 40_000), "root");
+        assert!(trust.covers(101, 40_000), "a launched daemon's user");
+        assert!(trust.covers(1000, 179), "a privileged port");
+        assert!(!trust.covers(1000, 1790));
+        assert!(
+            !trust.covers(1000, 40_000),
+            "a connection that anyone can begin"
+        );
+    }
 }

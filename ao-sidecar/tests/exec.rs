@@ -447,6 +447,27 @@ sys.stdin.readline()
 }
 
 #[test]
+fn a_keeper_that_nobody_listens_to_goes_on() {
+    let place = Place::new();
+    let sidecar = place.sidecar();
+    let script = r#"
+for _ in range(2):
+    say(connect(PEER), connect(OTHER))
+    sys.stdin.readline()
+"#;
+    let mut daemon = Daemon::start(place.daemon(script));
+    let keeper = sidecar.keeper();
+    let _asked = keeper.call();
+    // As when a terminal is closed: what the keeper has to say of the lost sidecar, nobody reads.
+    drop(daemon.child.stderr.take());
+    drop((keeper, sidecar));
+    for _ in 0..2 {
+        assert_eq!(daemon.says(), json!(["EHOSTUNREACH", "ECONNREFUSED"]));
+        daemon.go_on();
+    }
+}
+
+#[test]
 fn a_sidecar_killed_while_a_call_waits_leaves_it_refused_at_once() {
     let place = Place::new();
     let sidecar = place.sidecar();

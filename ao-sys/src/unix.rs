@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use libc::{c_int, c_void};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
     self, AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sockopt,
 };
@@ -80,14 +81,18 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A connection to the listening socket at `path`. Waits while its backlog is full.
+/// A connection to the listening socket at `path`. Does not wait, as whoever listens may be stopped.
 ///
 /// # Errors
-/// `NotFound`, `ConnectionRefused` (nobody listens any more), `PermissionDenied`.
+/// `NotFound`, `ConnectionRefused` (nobody listens any more), `PermissionDenied`, `WouldBlock` (its
+/// backlog is full).
 pub fn connect(path: &Path) -> io::Result<OwnedFd> {
     let address = address(path)?;
     let socket = open()?;
+    let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL)?);
+    fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     socket::connect(socket.as_raw_fd(), &address)?;
+    fcntl(&socket, FcntlArg::F_SETFL(flags))?;
     Ok(socket)
 }
 

@@ -13,6 +13,7 @@ use ao_sys::capabilities::{have_net_admin, have_net_raw};
 use ao_sys::links::Links;
 use ao_sys::nfqueue::BindError;
 use ao_sys::probe;
+use ao_sys::sock_diag::TcpState;
 
 use crate::choice::{self, Abilities, Circumstances, Decision, Impossible};
 use crate::firewall::{self, Firewall, Queues, Ruleset, Watcher};
@@ -166,8 +167,14 @@ impl Datapath {
         let strangers = || {
             let mut sockets = sockets::of_peers(&policy, &links)
                 .map_err(|e| StartError::Io("socket diagnosis", e))?;
+            // Read each time: the kernel goes on opening sessions while we start.
+            let active = active_sessions(&abilities, &everyone, &links);
             sockets.retain(|socket| match backend_of(&peers, &socket.peer) {
-                Backend::Kernel => !active.has(socket.socket.local, socket.socket.remote),
+                // One that nobody has accepted yet cannot be looked at; the guard covers it.
+                Backend::Kernel => {
+                    socket.socket.inode != 0
+                        && !active.has(socket.socket.local, socket.socket.remote)
+                }
                 Backend::Userspace => !prepared
                     .as_ref()
                     .is_some_and(|prepared| prepared.knows(&socket.connection)),
@@ -205,7 +212,9 @@ impl Datapath {
         });
         running.start_kernel(target)?;
         let told = Arc::clone(&running);
-        let watcher = Watcher::spawn(firewall, move |links| told.set_links(links))?;
+        let watcher = Watcher::spawn(firewall, move |links| told.set_links(links))
+            // Its threads may be with us at this moment, and must not be the last to let go.
+            .inspect_err(|_| running.stop_kernel())?;
         for found in &unprotected {
             sockets::close(&found.socket, was_guarded(found));
         }
@@ -263,9 +272,7 @@ impl Datapath {
     /// When rules that should go could not be removed.
     pub fn stop(mut self) -> Result<(), StopError> {
         drop(self.watcher.take());
-        if let Some(kernel) = self.running.kernel.get() {
-            kernel.stop();
-        }
+        self.running.stop_kernel();
         // The queues close after the rules are gone, so that what is under way is not lost.
         if self.running.settings.on_exit == OnExit::Remove {
             self.running.firewall.remove()?;
@@ -332,6 +339,12 @@ impl Running {
             .map_err(|e| StartError::Io("socket for launched daemons", e))
     }
 
+    fn stop_kernel(&self) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.stop();
+        }
+    }
+
     /// Decides anew, as a daemon has been launched or has gone.
     fn reconsider(&self) {
         let Some(kernel) = self.kernel.get() else {
@@ -366,6 +379,8 @@ impl Running {
         let active = active_sessions(&self.abilities, &everyone, links);
         let others: HashSet<Arc<str>> = sockets::of_peers(&everyone, links)?
             .into_iter()
+            // What is being closed holds nothing up.
+            .filter(|found| found.socket.state == TcpState::Established)
             .filter(|found| !active.has(found.socket.local, found.socket.remote))
             .map(|found| found.peer)
             .collect();

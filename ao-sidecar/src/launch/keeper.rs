@@ -19,7 +19,7 @@ pub(super) const READY: &[u8] = b"ready";
 /// Is the keeper until its daemon and all that the daemon started are gone.
 pub(super) fn run(parent: &OwnedFd, launch: Launch, wait: Duration) -> ! {
     step_aside(parent);
-    crate::logging::init_plain();
+    crate::logging::init_keeper();
     match Keeper::register(launch, wait) {
         Ok(keeper) => {
             if let Some(listener) = take_over(parent) {

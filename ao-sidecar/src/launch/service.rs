@@ -19,6 +19,9 @@ use tracing::{error, info, warn};
 use super::oci::{self, HandedOver};
 use super::{LaunchError, check_privileges};
 
+/// Pause after a connection could not be taken, as when there are too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// What the command line says.
 #[derive(Clone, Debug)]
 pub struct Service {
@@ -53,7 +56,7 @@ pub enum ServiceError {
 /// # Errors
 /// See [`ServiceError`].
 pub fn serve(service: &Service) -> Result<(), ServiceError> {
-    crate::logging::init_plain();
+    crate::logging::init_keeper();
     check_privileges()?;
     let failed = |source| ServiceError::Socket {
         path: service.socket.clone(),
@@ -63,7 +66,19 @@ pub fn serve(service: &Service) -> Result<(), ServiceError> {
     info!(socket = %service.socket.display(), "keeper service ready");
     let settings = Arc::new(service.clone());
     loop {
-        let (stream, _) = listener.accept().map_err(failed)?;
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            // To end would break the calls of every program that is kept.
+            Err(error) => {
+                error!(%error, "a program cannot be handed over");
+                thread::sleep(ACCEPT_PAUSE);
+                continue;
+            }
+        };
+        if let Err(why) = authenticate(&stream, &settings.allowed_users) {
+            refuse(stream, &why);
+            continue;
+        }
         let settings = Arc::clone(&settings);
         let attend = move || attend(stream, &settings);
         if let Err(error) = thread::Builder::new()
@@ -93,8 +108,8 @@ fn bind(path: &Path, for_others: bool) -> io::Result<UnixListener> {
 /// Keeps one program. Whenever that is impossible its notifications are dropped, so that its calls
 /// fail: it does not come up unprotected.
 fn attend(mut stream: UnixStream, service: &Service) {
-    let outcome = authenticate(&stream, &service.allowed_users)
-        .and_then(|()| oci::receive(&mut stream).map_err(|error| error.to_string()))
+    let outcome = oci::receive(&mut stream)
+        .map_err(|error| error.to_string())
         .and_then(|program| Ok((register(&program, service)?, program)));
     match outcome {
         Ok((keeper, program)) => {
@@ -109,11 +124,14 @@ fn attend(mut stream: UnixStream, service: &Service) {
             keeper.keep(&program.listener);
             info!(name = program.name, pid = program.pid, "program gone");
         }
-        Err(why) => {
-            warn!("a program was handed over and refused: {why}; its calls fail");
-            let _ = stream.write_all(why.as_bytes());
-        }
+        Err(why) => refuse(stream, &why),
     }
+}
+
+fn refuse(mut stream: UnixStream, why: &str) {
+    warn!("a program was handed over and refused: {why}; its calls fail");
+    // A fresh connection has room for it.
+    let _ = stream.write_all(why.as_bytes());
 }
 
 /// Users are looked up each time: that of a unit with DynamicUser exists only while it runs.

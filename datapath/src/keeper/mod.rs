@@ -259,8 +259,20 @@ impl Keeper {
         let id = notification.id;
         let remote = match remote_end(notification) {
             Ok(Some(remote)) => remote,
-            // No IP address, or one the kernel will not be able to read, either.
-            Ok(None) | Err(_) => return vec![Action::Proceed(id)],
+            // No IP address, or none the kernel can read, either.
+            Ok(None) => return vec![Action::Proceed(id)],
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
+                return vec![Action::Proceed(id)];
+            }
+            Err(error) => {
+                // It may be a Unix socket as well. Without keys the guard stops what it sends.
+                self.notice(format!(
+                    "a connect of thread {} goes on unexamined: its address cannot be read \
+                     ({error}); CAP_SYS_PTRACE is needed",
+                    notification.thread
+                ));
+                return vec![Action::Proceed(id)];
+            }
         };
         if !self.core.concerns(remote.ip()) || !listener.is_valid(id) {
             return vec![Action::Proceed(id)];

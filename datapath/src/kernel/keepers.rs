@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
@@ -14,6 +14,7 @@ use ao_sys::pidfd::PidFd;
 use ao_sys::{process, unix};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
+use nix::sys::socket::{Shutdown, shutdown};
 
 use super::calls;
 use super::{Launched, Shared};
@@ -24,8 +25,8 @@ use crate::keeper::protocol::{
 
 /// More daemons than these are no daemons.
 const MAX_KEEPERS: usize = 256;
-/// How long a keeper may take to take a message.
-const SEND_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a keeper may take to take a message. Others wait meanwhile.
+const SEND_PATIENCE: Duration = Duration::from_millis(50);
 
 /// A daemon that registered, and the way to its keeper.
 struct Registered {
@@ -90,8 +91,10 @@ impl Registry {
             .collect();
         let peers = peers();
         for link in links {
-            // One that does not listen is noticed by its thread.
-            let _ = tell(&link, &peers);
+            if tell(&link, &peers).is_err() {
+                // Half a list is worse than none: its thread ends, and it comes again.
+                let _ = shutdown(link.as_raw_fd(), Shutdown::Both);
+            }
         }
     }
 

@@ -173,6 +173,7 @@ impl Kernel {
     pub(crate) fn restore_target(&self, former: Arc<Target>) {
         self.shared.set_target(former);
         self.shared.round(false);
+        self.shared.registry.tell(|| self.shared.peer_ranges());
     }
 
     /// Live sessions of the target's peers, with the kernel's counters.
@@ -275,7 +276,7 @@ impl Shared {
         }
     }
 
-    /// One round; returns why peers' keys could not be added.
+    /// One round; returns why not every socket has all keys it should have.
     fn round(&self, strictly: bool) -> Vec<String> {
         if !self.able {
             return Vec::new();
@@ -287,13 +288,15 @@ impl Shared {
             Ok(round) => round,
             Err(error) => {
                 tracing::warn!(%error, "sockets cannot be listed; keys stay as they are");
-                return vec![format!("sockets cannot be listed: {error}")];
+                let problem = format!("sockets cannot be listed: {error}");
+                self.last_round().problems = vec![problem.clone()];
+                return vec![problem];
             }
         };
         drop(opener);
         let mut last = self.last_round();
         round.log_after(&last);
-        let refused = round.refused();
+        let refused = round.refused.clone();
         *last = round;
         refused
     }

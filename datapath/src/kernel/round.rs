@@ -30,8 +30,10 @@ pub(super) struct Round {
     pub(super) waiting: Vec<String>,
     /// What could not be done: it will be tried again.
     pub(super) problems: Vec<String>,
-    /// Peers some of whose keys could not be added, with the reason.
-    pub(super) incomplete: Vec<(Arc<str>, String)>,
+    /// Peers some of whose keys could not be added.
+    pub(super) incomplete: HashSet<Arc<str>>,
+    /// Why not every socket has, as far as is known, all keys it should have.
+    pub(super) refused: Vec<String>,
     /// Sockets that nobody has accepted yet.
     pub(super) orphans: usize,
 }
@@ -40,17 +42,6 @@ impl Round {
     /// Whether a further round is due soon.
     pub(super) fn is_unfinished(&self) -> bool {
         self.orphans > 0 || !self.problems.is_empty() || !self.waiting.is_empty()
-    }
-
-    /// Why peers' keys could not be added.
-    pub(super) fn refused(&self) -> Vec<String> {
-        let mut refused: Vec<String> = self
-            .incomplete
-            .iter()
-            .map(|(_, problem)| problem.clone())
-            .collect();
-        refused.dedup();
-        refused
     }
 
     /// Logs what it did, and the problems that `last` did not have.
@@ -97,10 +88,7 @@ impl Round {
     }
 
     fn problem(&mut self, found: &Found, problem: &Problem) {
-        if let Some(peer) = problem.peer() {
-            self.incomplete
-                .push((Arc::clone(peer), problem.to_string()));
-        }
+        self.incomplete.extend(problem.peer().cloned());
         self.problems.push(format!("{}: {problem}", found.name()));
     }
 }
@@ -118,7 +106,7 @@ pub(super) fn run(
     let mut round = Round::default();
     round.leave_out_strangers(&mut found, trust);
     add_everywhere(target, &found, opener, memory, &mut round);
-    if round.incomplete.is_empty() || !strictly {
+    if round.refused.is_empty() || !strictly {
         select_and_delete(target, &found, opener, &mut round);
     }
     opener.retain(&found);
@@ -147,32 +135,32 @@ fn add_everywhere(
         round.added += added.keys;
         for problem in &added.problems {
             round.problem(found, problem);
+            round.refused.push(problem.to_string());
         }
     });
+    round.refused.dedup();
     for found in naked {
         let problem = describe_naked(&found, opener);
         round.problems.push(problem);
     }
     round.orphans = missed.orphans;
     for (name, error) in missed.refused {
-        round.problems.push(format!(
+        let problem = format!(
             "{name}: its process cannot be looked into ({error}): CAP_SYS_PTRACE is needed, and \
              kernel.yama.ptrace_scope below 3"
-        ));
+        );
+        round.refused.push(problem.clone());
+        round.problems.push(problem);
     }
 }
 
 fn select_and_delete(target: &Target, found: &[Found], opener: &mut Opener, round: &mut Round) {
-    let incomplete: HashSet<Arc<str>> = round
-        .incomplete
-        .iter()
-        .map(|(peer, _)| Arc::clone(peer))
-        .collect();
+    let incomplete = round.incomplete.clone();
     let select = |round: &mut Round, found: &Found, outcome: Result<bool, Problem>| match outcome {
         Ok(selected) => round.selected += usize::from(selected),
         Err(problem) => round.problem(found, &problem),
     };
-    opener.for_each(found, |found, socket, facts| {
+    let missed = opener.for_each(found, |found, socket, facts| {
         let (role, wanted) = wanted(target, found, facts);
         let held = |want: &Wanted| incomplete.contains(&want.peer);
         if role == Role::Connection && (is_naked(socket) || wanted.iter().any(held)) {
@@ -191,6 +179,8 @@ fn select_and_delete(target: &Target, found: &[Found], opener: &mut Opener, roun
             Err(problem) => round.problem(found, &problem),
         }
     });
+    // Looked at again soon.
+    round.orphans += missed.orphans + missed.refused.len();
 }
 
 /// What a socket is for, and the keys it should have.

@@ -22,7 +22,7 @@ pub(crate) struct Target {
     pub(super) links: Arc<Links>,
     /// Whom keys of ours are or were for, of whichever backend: what a listener has for others,
     /// its daemon has set.
-    scopes: HashSet<(IpAddr, u8)>,
+    scopes: HashSet<Scope>,
 }
 
 /// What is known of a socket that listens or connects.
@@ -56,8 +56,7 @@ impl Target {
         links: Arc<Links>,
     ) -> Self {
         let mut scopes = former.scopes.clone();
-        let remotes = policy.peers().iter().map(|peer| peer.selector.remote);
-        scopes.extend(remotes.map(|remote| (remote.address(), remote.length())));
+        scopes.extend(policy.peers().iter().map(|peer| listener_scope(peer)));
         Self {
             policy,
             ours,
@@ -68,7 +67,7 @@ impl Target {
 
     /// Whether keys for these addresses are for us to add and delete.
     pub(super) fn is_ours(&self, scope: &Scope) -> bool {
-        self.scopes.contains(&(scope.address, scope.prefix))
+        self.scopes.contains(scope)
     }
 
     /// Name of a device.
@@ -138,16 +137,7 @@ impl Target {
     pub(super) fn of_listener(&self, place: &Place) -> Vec<Wanted> {
         self.peers()
             .filter(|peer| self.may_connect(peer, place))
-            .flat_map(|peer| {
-                let remote = peer.selector.remote;
-                let scope = Scope {
-                    address: remote.address(),
-                    prefix: remote.length(),
-                    // None: in whichever VRF. The kernel wants the L3 master itself.
-                    vrf: peer.selector.domain,
-                };
-                wanted(peer, scope)
-            })
+            .flat_map(|peer| wanted(peer, listener_scope(peer)))
             .collect()
     }
 
@@ -176,6 +166,17 @@ impl Target {
             && selector
                 .interface
                 .is_none_or(|wanted| !bound_to_link || wanted == place.interface)
+    }
+}
+
+/// Whom a peer's keys on a listener are for.
+fn listener_scope(peer: &Peer) -> Scope {
+    let remote = peer.selector.remote;
+    Scope {
+        address: remote.address(),
+        prefix: remote.length(),
+        // None: in whichever VRF. The kernel wants the L3 master itself.
+        vrf: peer.selector.domain,
     }
 }
 

@@ -122,7 +122,7 @@ enum GuardAction {
 }
 
 const DEFAULT_CONFIG: &str = "/etc/ao-sidecar/config.toml";
-const DEFAULT_LAUNCH_SOCKET: &str = "/run/ao-sidecar/launch.sock";
+const DEFAULT_LAUNCH_SOCKET: &str = "/run/ao-sidecar-keeper/launch.sock";
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;

@@ -4,93 +4,36 @@
 //! unprotected), [`Datapath::set_keys`], `Running::reconsider` (peers change hands when a daemon is
 //! launched).
 
+mod error;
+mod guard;
+mod served;
+
 use std::collections::HashSet;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use ao_engine::policy::{Mkt, Policy, PolicyError};
+use ao_engine::policy::Policy;
 use ao_sys::capabilities::{have_net_admin, have_net_raw};
 use ao_sys::links::Links;
-use ao_sys::nfqueue::BindError;
 use ao_sys::probe;
 use ao_sys::sock_diag::TcpState;
 
-use crate::choice::{self, Abilities, Circumstances, Decision, Impossible};
+pub use self::error::{ReloadError, StartError, StopError};
+pub use self::guard::{install_guard, remove_guard};
+use self::served::{
+    Served, backend_of, differences, engine_policy, kernel_target, needs_queues, peer_report,
+    same_keys, served,
+};
+use crate::choice::{self, Abilities, Circumstances, Decision};
 use crate::firewall::{self, Firewall, Queues, Ruleset, Watcher};
-use crate::kernel::{ActiveSessions, Kernel, RefusedKeys, Target};
+use crate::kernel::{ActiveSessions, Kernel, Target};
 use crate::lock::NamespaceLock;
 use crate::policy;
 use crate::protected::Protected;
-use crate::report::{PeerReport, Report, SessionState};
-use crate::settings::{Backend, Choice, OnExit, PeerSpec, Settings};
+use crate::report::{Report, SessionState};
+use crate::settings::{Backend, OnExit, PeerSpec, Settings};
 use crate::sockets::{self, PeerSocket};
-use crate::userspace::{BoundQueues, JournalError, Prepared, Userspace};
-
-/// Why the datapath could not start. Unless it says otherwise, nothing was changed.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Not root, and without the capabilities.
-    #[error("CAP_NET_ADMIN and CAP_NET_RAW are needed: run ao-sidecar as root")]
-    Permission,
-    /// Two peers or keys contradict each other.
-    #[error(transparent)]
-    Policy(#[from] PolicyError),
-    /// The firewall rules; a guard that was installed stays.
-    #[error(transparent)]
-    Firewall(#[from] firewall::Error),
-    /// A netfilter queue.
-    #[error("{0}; stop that program or set another userspace.first_queue")]
-    QueueHeld(#[source] BindError),
-    /// A netfilter queue, for another cause.
-    #[error(transparent)]
-    Queue(BindError),
-    /// The connection journal.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// Another sidecar has its rules in this network namespace.
-    #[error(
-        "another ao-sidecar is at work in this network namespace; one serves all peers: stop it, \
-         or add the peers to its configuration"
-    )]
-    AnotherSidecar,
-    /// A peer is to be the kernel's and cannot be.
-    #[error(transparent)]
-    Impossible(#[from] Impossible),
-    /// Sessions to configured peers are alive and unprotected.
-    #[error(
-        "unprotected session{} alive: {}; run with --replace-sessions to close {} and let the \
-         daemon reconnect protected",
-        if .0.len() == 1 { " is" } else { "s are" },
-        .0.join(", "),
-        if .0.len() == 1 { "it" } else { "them" },
-    )]
-    UnprotectedSessions(Vec<String>),
-    /// Anything the kernel refused.
-    #[error("{0}: {1}")]
-    Io(&'static str, #[source] io::Error),
-}
-
-/// Why the datapath could not be taken down.
-#[derive(Debug, thiserror::Error)]
-pub enum StopError {
-    /// The rules are still there: configured peers stay blocked.
-    #[error("the firewall rules could not be removed: {0}")]
-    Firewall(#[from] firewall::Error),
-}
-
-/// Why keys were not changed. The running ones are as they were.
-#[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
-    /// More than keys differs.
-    #[error("only keys can change while ao-sidecar runs, restart it for the rest: {}", .0.join(", "))]
-    Differs(Vec<String>),
-    /// Two keys contradict each other.
-    #[error(transparent)]
-    Policy(#[from] PolicyError),
-    /// The kernel does not take them.
-    #[error("{0}")]
-    Kernel(#[from] RefusedKeys),
-}
+use crate::userspace::{BoundQueues, Prepared, Userspace};
 
 /// The running datapath.
 pub struct Datapath {
@@ -118,13 +61,6 @@ struct State {
     /// In the order of the configuration.
     peers: Vec<Served>,
     links: Arc<Links>,
-}
-
-/// A peer, and who serves it.
-#[derive(Clone)]
-struct Served {
-    spec: PeerSpec,
-    decision: Decision,
 }
 
 impl Datapath {
@@ -467,52 +403,6 @@ impl Running {
     }
 }
 
-/// Installs the guard alone: configured peers are blocked until a sidecar runs.
-///
-/// # Errors
-/// See [`StartError`].
-pub fn install_guard(settings: &Settings) -> Result<(), StartError> {
-    check_privileges()?;
-    let _lock = NamespaceLock::acquire()?;
-    let decisions = guard_decisions(settings)?;
-    let ruleset = ruleset(settings, &served(&settings.peers, decisions))?;
-    Firewall::probe()?.install_guard(&ruleset)?;
-    note_protected(settings);
-    Ok(())
-}
-
-/// For the guard alone it matters who lets segments in: the kernel by itself, for peers that are
-/// its or have a session of its; the engine, which marks them, for all others. Whether the kernel
-/// can is for the start to say.
-fn guard_decisions(settings: &Settings) -> Result<Vec<Decision>, StartError> {
-    let links = Arc::new(Links::read().map_err(|e| StartError::Io("network devices", e))?);
-    let everyone = Arc::new(policy::resolve(&settings.peers, &links)?);
-    let abilities = Abilities::probe().map_err(|e| StartError::Io("TCP socket", e))?;
-    let active = active_sessions(&abilities, &everyone, &links);
-    let decision = |peer: &PeerSpec| {
-        let kernel = peer.datapath == Choice::Kernel || active.any_of(&peer.name);
-        Decision {
-            backend: if kernel {
-                Backend::Kernel
-            } else {
-                Backend::Userspace
-            },
-            reason: "guard only".to_owned(),
-        }
-    };
-    Ok(settings.peers.iter().map(decision).collect())
-}
-
-/// Removes guard and rules: configured peers are unprotected from then on.
-///
-/// # Errors
-/// See [`StartError`].
-pub fn remove_guard() -> Result<(), StartError> {
-    check_privileges()?;
-    let _lock = NamespaceLock::acquire()?;
-    Ok(Firewall::probe()?.remove()?)
-}
-
 fn check_privileges() -> Result<(), StartError> {
     match have_net_admin() && have_net_raw() {
         true => Ok(()),
@@ -554,56 +444,6 @@ fn active_sessions(
     ActiveSessions::find(&target)
 }
 
-/// What the kernel's sockets should have.
-fn kernel_target(
-    former: &Target,
-    peers: &[Served],
-    links: &Arc<Links>,
-) -> Result<Target, PolicyError> {
-    let specs: Vec<PeerSpec> = peers.iter().map(|peer| peer.spec.clone()).collect();
-    let ours = peers
-        .iter()
-        .filter(|peer| peer.decision.backend == Backend::Kernel)
-        .map(|peer| Arc::clone(&peer.spec.name));
-    Ok(Target::after(
-        former,
-        Arc::new(policy::resolve(&specs, links)?),
-        ours.collect(),
-        Arc::clone(links),
-    ))
-}
-
-fn served(peers: &[PeerSpec], decisions: Vec<Decision>) -> Vec<Served> {
-    let decided = peers.iter().cloned().zip(decisions);
-    decided
-        .map(|(spec, decision)| Served { spec, decision })
-        .collect()
-}
-
-fn backend_of(peers: &[Served], name: &str) -> Backend {
-    let found = peers.iter().find(|peer| &*peer.spec.name == name);
-    found.map_or(Backend::Userspace, |peer| peer.decision.backend)
-}
-
-/// Whether any peer may ever be the userspace backend's.
-fn needs_queues(peers: &[PeerSpec]) -> bool {
-    peers.is_empty() || peers.iter().any(|peer| peer.datapath != Choice::Kernel)
-}
-
-/// The policy of the userspace engine. The kernel's peers are in it without keys: it serves none
-/// of their connections, nor takes one for that of a peer with a shorter prefix.
-fn engine_policy(peers: &[Served], links: &Links) -> Result<Policy, PolicyError> {
-    let spec = |peer: &Served| {
-        let mut spec = peer.spec.clone();
-        if peer.decision.backend == Backend::Kernel {
-            spec.keys.clear();
-        }
-        spec
-    };
-    let specs: Vec<PeerSpec> = peers.iter().map(spec).collect();
-    policy::resolve(&specs, links)
-}
-
 fn queues(settings: &Settings) -> Queues {
     Queues {
         first: settings.first_queue,
@@ -620,153 +460,5 @@ fn ruleset(settings: &Settings, peers: &[Served]) -> Result<Ruleset, firewall::E
 fn note_protected(settings: &Settings) {
     if let Err(error) = Protected::save(&settings.state_dir, &settings.peers) {
         tracing::warn!(%error, "cannot note which peers are covered");
-    }
-}
-
-/// What differs between the peers served and those wanted, other than keys.
-fn differences(served: &[Served], wanted: &[PeerSpec]) -> Vec<String> {
-    let named = |name: &str| served.iter().find(|peer| &*peer.spec.name == name);
-    let mut differences = Vec::new();
-    for new in wanted {
-        match named(&new.name) {
-            None => differences.push(format!("peer {:?} is new", new.name)),
-            Some(Served { spec, .. }) => differences.extend(
-                differing_settings(spec, new)
-                    .map(|setting| format!("peer {:?} has another {setting}", new.name)),
-            ),
-        }
-    }
-    for Served { spec, .. } in served {
-        if !wanted.iter().any(|new| new.name == spec.name) {
-            differences.push(format!("peer {:?} is gone", spec.name));
-        }
-    }
-    differences
-}
-
-fn differing_settings(old: &PeerSpec, new: &PeerSpec) -> impl Iterator<Item = &'static str> {
-    let PeerSpec {
-        name: _,
-        remote,
-        local,
-        ports,
-        interface,
-        vrf,
-        keys: _,
-        ttl_min,
-        datapath,
-    } = old;
-    [
-        ("address", *remote != new.remote),
-        ("local_address", *local != new.local),
-        ("port", *ports != new.ports),
-        ("interface", *interface != new.interface),
-        ("vrf", *vrf != new.vrf),
-        ("ttl_min", *ttl_min != new.ttl_min),
-        ("datapath", *datapath != new.datapath),
-    ]
-    .into_iter()
-    .filter_map(|(setting, differs)| differs.then_some(setting))
-}
-
-fn same_keys(one: &[Arc<Mkt>], other: &[Arc<Mkt>]) -> bool {
-    let same = |(a, b): (&Arc<Mkt>, &Arc<Mkt>)| {
-        (a.send_id, a.recv_id, a.algorithm, a.include_options)
-            == (b.send_id, b.recv_id, b.algorithm, b.include_options)
-            && a.master_key == b.master_key
-    };
-    one.len() == other.len() && one.iter().zip(other).all(same)
-}
-
-fn peer_report(peer: &Served) -> PeerReport {
-    let Served { spec, decision } = peer;
-    let address = match &spec.interface {
-        Some(interface) => format!("{}%{interface}", spec.remote),
-        None => spec.remote.to_string(),
-    };
-    PeerReport {
-        name: Arc::clone(&spec.name),
-        address,
-        backend: decision.backend,
-        backend_reason: decision.reason.clone(),
-        sessions: 0,
-        segments_good: 0,
-        segments_sent: 0,
-        drops: std::collections::BTreeMap::new(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use ao_engine::crypto::{Algorithm, MasterKey};
-    use ao_engine::policy::{ConnectionId, Prefix};
-
-    use super::*;
-
-    fn served_by(backend: Backend, name: &str, remote: Prefix) -> Served {
-        let key = Mkt {
-            send_id: 1,
-            recv_id: 1,
-            algorithm: Algorithm::HmacSha1_96,
-            master_key: MasterKey::new(b"secret").unwrap(),
-            include_options: true,
-        };
-        Served {
-            spec: PeerSpec {
-                name: name.into(),
-                remote,
-                local: None,
-                ports: 179..=179,
-                interface: None,
-                vrf: None,
-                keys: vec![Arc::new(key)],
-                ttl_min: 0,
-                datapath: Choice::Auto,
-            },
-            decision: Decision {
-                backend,
-                reason: String::new(),
-            },
-        }
-    }
-
-    /// Its connections are not the wider peer's, whose keys they would be signed with.
-    #[test]
-    fn a_kernel_peer_hides_the_wider_userspace_peer_from_the_engine() {
-        let address = "10.0.0.2".parse().unwrap();
-        let wide = Prefix::new("10.0.0.0".parse().unwrap(), 24).unwrap();
-        let peers = [
-            served_by(Backend::Kernel, "host", Prefix::host(address)),
-            served_by(Backend::Userspace, "net", wide),
-        ];
-        let policy = engine_policy(&peers, &Links::default()).unwrap();
-        let connection = ConnectionId {
-            domain: 0,
-            interface: 0,
-            local: "10.0.0.1".parse().unwrap(),
-            remote: address,
-            local_port: 40000,
-            remote_port: 179,
-        };
-        let found = &policy.peers()[policy.find(&connection).unwrap()];
-        assert_eq!((&*found.name, found.keys.len()), ("host", 0));
-        let other = ConnectionId {
-            remote: "10.0.0.3".parse().unwrap(),
-            ..connection
-        };
-        let found = &policy.peers()[policy.find(&other).unwrap()];
-        assert_eq!((&*found.name, found.keys.len()), ("net", 1));
-    }
-
-    #[test]
-    fn queues_are_needed_unless_all_peers_are_the_kernels_by_configuration() {
-        let remote = Prefix::host("10.0.0.2".parse().unwrap());
-        let peer = |datapath| PeerSpec {
-            datapath,
-            ..served_by(Backend::Kernel, "p", remote).spec
-        };
-        assert!(!needs_queues(&[peer(Choice::Kernel), peer(Choice::Kernel)]));
-        assert!(needs_queues(&[peer(Choice::Kernel), peer(Choice::Auto)]));
-        assert!(needs_queues(&[peer(Choice::Userspace)]));
     }
 }

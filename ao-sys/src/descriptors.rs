@@ -14,9 +14,8 @@ const LAST: u32 = i32::MAX as u32;
 /// # Errors
 /// When the kernel refuses; it has close_range since Linux 5.9.
 ///
-/// # Panics
-/// Never; but what owns a closed descriptor will close the number again, which may be another's by
-/// then. Forget such owners before, or do not let go of them.
+/// Whoever in this process owns a closed descriptor will close its number again, which may be
+/// another's by then: call this while nothing else is open, or let go of no owner afterwards.
 pub fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut kept: Vec<u32> = kept
         .iter()

@@ -63,14 +63,34 @@ pub(crate) fn close(socket: &TcpSocket, was_guarded: bool) {
 
 /// The connection of a socket, as segments name it.
 pub(crate) fn connection_of(socket: &TcpSocket, links: &Links) -> ConnectionId {
+    connection_between(socket.local, socket.remote, socket.interface, links)
+}
+
+/// The connection between two ends, as segments name it, of a socket bound to `interface` (0 if to
+/// none). IPv4 addresses may be mapped; the link of a link-local address may be in `remote`.
+pub(crate) fn connection_between(
+    local: SocketAddr,
+    remote: SocketAddr,
+    interface: u32,
+    links: &Links,
+) -> ConnectionId {
     let on_link = |address: IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
-    let (local, remote) = (socket.local, socket.remote);
-    let link_local = on_link(local.ip()) || on_link(remote.ip());
+    let (local_ip, remote_ip) = (local.ip().to_canonical(), remote.ip().to_canonical());
+    let link = match remote {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => v6.scope_id(),
+        _ => interface,
+    };
+    let link_local = on_link(local_ip) || on_link(remote_ip);
+    let bound = if interface == 0 && link_local {
+        link
+    } else {
+        interface
+    };
     ConnectionId {
-        domain: links.domain_of(socket.interface),
-        interface: if link_local { socket.interface } else { 0 },
-        local: local.ip(),
-        remote: remote.ip(),
+        domain: links.domain_of(bound),
+        interface: if link_local { link } else { 0 },
+        local: local_ip,
+        remote: remote_ip,
         local_port: local.port(),
         remote_port: remote.port(),
     }

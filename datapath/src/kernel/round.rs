@@ -156,18 +156,16 @@ fn add_everywhere(
 
 fn select_and_delete(target: &Target, found: &[Found], opener: &mut Opener, round: &mut Round) {
     let incomplete = round.incomplete.clone();
-    let select = |round: &mut Round, found: &Found, outcome: Result<bool, Problem>| match outcome {
-        Ok(selected) => round.selected += usize::from(selected),
-        Err(problem) => round.problem(found, &problem),
-    };
     let missed = opener.for_each(found, |found, socket, facts| {
         let (role, wanted) = wanted(target, found, facts);
         let held = |want: &Wanted| incomplete.contains(&want.peer);
         if role == Role::Connection && (is_naked(socket) || wanted.iter().any(held)) {
             return;
         }
-        let outcome = steps::select(socket.as_fd(), role, &wanted);
-        select(round, found, outcome);
+        match steps::select(socket.as_fd(), role, &wanted) {
+            Ok(selected) => round.selected += usize::from(selected),
+            Err(problem) => round.problem(found, &problem),
+        }
         match steps::delete(socket.as_fd(), role, &wanted, |scope| target.is_ours(scope)) {
             Ok(deleted) => {
                 round.deleted += deleted.keys;

@@ -13,6 +13,7 @@ use super::sockets::{self, Found, Opener};
 use super::wanted::Target;
 use crate::report::{KeyUse, Session, SessionState};
 use crate::settings::Backend;
+use crate::sockets::{connection_of, vrf_name};
 
 /// Sessions that have TCP-AO in the kernel.
 #[derive(Debug, Default)]
@@ -71,7 +72,7 @@ fn session(
         backend: Backend::Kernel,
         local: found.socket.local,
         remote: found.socket.remote,
-        vrf: target.vrf_name(facts.interface),
+        vrf: vrf_name(&connection_of(&found.socket, &target.links), &target.links),
         state: state(facts.state),
         current_key: info.current_key.unwrap_or_default(),
         rnext_key: info.rnext_key.unwrap_or_default(),

@@ -30,7 +30,7 @@ impl Found {
     pub(super) fn name(&self) -> String {
         match self.peer {
             None => format!("listener on {}", self.socket.local),
-            Some(_) => format!("{} – {}", self.socket.local, self.socket.remote),
+            Some(_) => crate::sockets::name(&self.socket),
         }
     }
 }

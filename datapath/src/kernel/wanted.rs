@@ -4,12 +4,13 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use ao_engine::policy::{ConnectionId, Peer, Policy};
+use ao_engine::policy::{Peer, Policy};
 use ao_sys::links::Links;
 use ao_sys::tcp_ao::Scope;
 use ao_sys::tcp_socket::Facts;
 
 use super::plan::Wanted;
+use crate::sockets::connection_between;
 
 /// Peers, those of them that are the kernel's, and the devices they refer to. Never changed in
 /// place.
@@ -75,12 +76,6 @@ impl Target {
         self.links.get(index).map(|link| link.name.as_str())
     }
 
-    /// The VRF of a socket that is bound to a device in one.
-    pub(super) fn vrf_name(&self, interface: u32) -> Option<String> {
-        let domain = self.links.domain_of(interface);
-        self.device(domain).map(str::to_owned)
-    }
-
     /// The kernel's peers.
     pub(super) fn peers(&self) -> impl Iterator<Item = &Arc<Peer>> {
         let peers = self.policy.peers().iter();
@@ -105,32 +100,9 @@ impl Target {
         remote: SocketAddr,
         interface: u32,
     ) -> Option<&Arc<Peer>> {
-        let id = self.connection(local, remote, interface);
+        let id = connection_between(local, remote, interface, &self.links);
         let peer = self.policy.peers().get(self.policy.find(&id)?)?;
         self.ours.contains(&peer.name).then_some(peer)
-    }
-
-    fn connection(&self, local: SocketAddr, remote: SocketAddr, interface: u32) -> ConnectionId {
-        let on_link =
-            |address: IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        let (local_ip, remote_ip) = (local.ip().to_canonical(), remote.ip().to_canonical());
-        let link = match remote {
-            SocketAddr::V6(v6) if v6.scope_id() != 0 => v6.scope_id(),
-            _ => interface,
-        };
-        let link_local = on_link(local_ip) || on_link(remote_ip);
-        ConnectionId {
-            domain: self.links.domain_of(if interface == 0 && link_local {
-                link
-            } else {
-                interface
-            }),
-            interface: if link_local { link } else { 0 },
-            local: local_ip,
-            remote: remote_ip,
-            local_port: local.port(),
-            remote_port: remote.port(),
-        }
     }
 
     /// Keys of a listener: of every peer that may connect to it.

@@ -1,7 +1,10 @@
-//! Keys of the peers: key chains in the terms of RFC 8177, and the files their secrets stand in.
+//! Keys of the peers: key chains in the terms of RFC 8177 with lifetimes, automated rollover with
+//! the far end's sidecar, and where secrets are kept.
 //!
-//! [`chain`] is pure; [`secret_file`] is the only part that touches the system.
+//! [`chain`] and [`rollover`] are pure; [`secret_file`] touches the system.
 #![forbid(unsafe_code)]
 
 pub mod chain;
+pub mod rollover;
+pub mod secret;
 pub mod secret_file;

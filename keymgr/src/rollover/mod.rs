@@ -1,0 +1,3 @@
+//! Automated rollover with one peer: pure, `(now, event)` in, actions out.
+
+pub mod message;

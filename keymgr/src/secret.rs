@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 /// Octets that are wiped when dropped, never shown and never serialized.
@@ -26,6 +27,25 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
     }
+}
+
+/// What a secret of a generation is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecretKind {
+    /// This end's contribution to the master key.
+    Contribution = 1,
+    /// The master key.
+    MasterKey = 2,
+}
+
+/// Names a secret among those of one peer. A name never gets another value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SecretName {
+    /// The generation.
+    pub number: u64,
+    /// Which one of its secrets.
+    pub kind: SecretKind,
 }
 
 #[cfg(test)]

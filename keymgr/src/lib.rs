@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod chain;
+pub mod identity;
 pub mod rollover;
 pub mod secret;
 pub mod secret_file;

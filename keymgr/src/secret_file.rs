@@ -62,7 +62,7 @@ pub fn read(path: &Path) -> Result<MasterKey, SecretFileError> {
     MasterKey::new(secret).map_err(|_| SecretFileError::TooLong)
 }
 
-fn check(metadata: &Metadata) -> Result<(), SecretFileError> {
+pub(crate) fn check(metadata: &Metadata) -> Result<(), SecretFileError> {
     if !metadata.is_file() {
         return Err(SecretFileError::NotRegular);
     }

@@ -1,33 +1,65 @@
 //! Static key chains (RFC 8177) and the MKTs they become (RFC 5925 §3.1).
+//!
+//! A [`KeyChain`] is checked when it is made: from its first start to its last end there is always
+//! a key to send with, and the far end accepts it, if it has the mirrored chain and a clock that
+//! differs by no more than the tolerance. [`KeyChain::at`] tells which keys are wanted when.
+
+mod timetable;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use ao_engine::crypto::{Algorithm, MasterKey};
 use ao_engine::policy::Mkt;
 
+pub use self::timetable::Wanted;
+use self::timetable::{Lapse, Window};
+use crate::lifetime::{Lifetime, Tolerance, compare_ends};
+
 /// A key as the operator writes it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Key {
-    /// KeyID in segments sent with this key, 0 to 255; the far end's RecvID.
-    pub send_id: u8,
-    /// KeyID expected in segments received with this key, 0 to 255; the far end's SendID.
-    pub recv_id: u8,
-    /// Algorithm of KDF and MAC.
-    pub algorithm: Algorithm,
-    /// The shared secret.
-    pub secret: MasterKey,
-    /// Whether the MAC covers TCP options other than TCP-AO.
-    pub include_tcp_options: bool,
+    /// IDs, algorithm and secret. Always the same one for the same key of a chain.
+    pub mkt: Arc<Mkt>,
+    /// When segments are sent with it.
+    pub send: Lifetime,
+    /// When segments that have it are accepted, before the chain's tolerance is added. Covers
+    /// `send`: whoever advertises a key as RNextKeyID has to accept it.
+    pub accept: Lifetime,
 }
 
-/// Keys in order of preference: the first one starts a new connection.
-///
-/// Holds at least one key, and no two keys with the same SendID or the same RecvID: "MKTs that
-/// match the same connection MUST NOT share a KeyID" (RFC 5925 §3.1).
-#[derive(Debug)]
+/// What holds for all keys of a chain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// How far the clocks of the two ends may be apart.
+    pub tolerance: Tolerance,
+    /// Whether there may be spans between two keys in which there is none to send with. They are
+    /// treated as `on_expiry` says.
+    pub allow_gaps: bool,
+    /// What happens when the last key has ended.
+    pub on_expiry: OnExpiry,
+}
+
+/// What happens to sessions when there is no key to send with any more. They are never unsigned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnExpiry {
+    /// The last key stays in use, until another one starts.
+    #[default]
+    Keep,
+    /// Sessions are closed, and the peer is blocked until another key starts.
+    Close,
+}
+
+/// Keys with lifetimes. At no instant do two of them that are accepted share a SendID or a RecvID:
+/// "MKTs that match the same connection MUST NOT share a KeyID" (RFC 5925 §3.1).
+#[derive(Clone, Debug)]
 pub struct KeyChain {
     name: String,
     keys: Vec<Key>,
+    rules: Rules,
+    /// When each key is really sent and accepted.
+    windows: Vec<Window>,
+    /// Spans without a key to send with, by time.
+    lapses: Vec<Lapse>,
 }
 
 /// Why a key chain was refused. Positions count from 0.
@@ -36,7 +68,7 @@ pub enum ChainError {
     /// There is no key. An empty chain never means "accept unsigned segments".
     #[error("the key chain has no keys")]
     Empty,
-    /// Two keys share a SendID.
+    /// Two keys that are accepted at the same time share a SendID.
     #[error("two keys have send_id {id}")]
     DuplicateSendId {
         /// Position of the key named first.
@@ -46,7 +78,7 @@ pub enum ChainError {
         /// The SendID.
         id: u8,
     },
-    /// Two keys share a RecvID.
+    /// Two keys that are accepted at the same time share a RecvID.
     #[error("two keys have recv_id {id}")]
     DuplicateRecvId {
         /// Position of the key named first.
@@ -56,23 +88,61 @@ pub enum ChainError {
         /// The RecvID.
         id: u8,
     },
+    /// A key would be sent when it is not accepted.
+    #[error("a key is sent when it is not accepted")]
+    SentUnaccepted {
+        /// Position of the key.
+        key: usize,
+    },
+    /// Between two keys there is none to send with.
+    #[error("there is no key to send with for a while")]
+    Gap {
+        /// Position of the key that ends.
+        before: usize,
+        /// Position of the key that starts next.
+        after: usize,
+        /// When the one ends.
+        from: SystemTime,
+        /// When the other starts.
+        until: SystemTime,
+    },
+}
+
+impl Key {
+    /// A key that is always used.
+    #[must_use]
+    pub fn always(mkt: Mkt) -> Self {
+        Self {
+            mkt: Arc::new(mkt),
+            send: Lifetime::ALWAYS,
+            accept: Lifetime::ALWAYS,
+        }
+    }
 }
 
 impl KeyChain {
-    /// A chain of `keys`, the preferred one first.
+    /// A chain of `keys`. Among those that start together the first one is preferred.
     ///
     /// # Errors
-    /// When there is no key, or when SendIDs or RecvIDs overlap.
-    pub fn new(name: impl Into<String>, keys: Vec<Key>) -> Result<Self, ChainError> {
-        check_ids(
-            &keys
-                .iter()
-                .map(|key| (key.send_id, key.recv_id))
-                .collect::<Vec<_>>(),
-        )?;
+    /// When there is no key, a key is sent but not accepted, there is a gap that the rules do not
+    /// allow, or IDs repeat among keys that are accepted at the same time.
+    pub fn new(name: impl Into<String>, keys: Vec<Key>, rules: Rules) -> Result<Self, ChainError> {
+        if keys.is_empty() {
+            return Err(ChainError::Empty);
+        }
+        check_accepted(&keys)?;
+        let lapses = timetable::lapses(&keys);
+        if !rules.allow_gaps {
+            check_gaps(&lapses)?;
+        }
+        let windows = timetable::windows(&keys, &lapses, rules);
+        check_ids(&keys, &windows)?;
         Ok(Self {
             name: name.into(),
             keys,
+            rules,
+            windows,
+            lapses,
         })
     }
 
@@ -82,139 +152,65 @@ impl KeyChain {
         &self.name
     }
 
-    /// Its keys, the preferred one first.
+    /// Its keys, as they were given.
     #[must_use]
     pub fn keys(&self) -> &[Key] {
         &self.keys
     }
 
-    /// The MKTs of the chain, in its order. All peers of a chain share them.
+    /// Its rules.
     #[must_use]
-    pub fn into_mkts(self) -> Vec<Arc<Mkt>> {
-        self.keys
-            .into_iter()
-            .map(|key| Arc::new(key.into()))
-            .collect()
+    pub fn rules(&self) -> Rules {
+        self.rules
     }
 }
 
-impl From<Key> for Mkt {
-    fn from(key: Key) -> Self {
-        Self {
-            send_id: key.send_id,
-            recv_id: key.recv_id,
-            algorithm: key.algorithm,
-            master_key: key.secret,
-            include_options: key.include_tcp_options,
-        }
+fn check_accepted(keys: &[Key]) -> Result<(), ChainError> {
+    let covered = |key: &Key| {
+        key.accept.start() <= key.send.start()
+            && compare_ends(key.send.end(), key.accept.end()).is_le()
+    };
+    match keys.iter().position(|key| !covered(key)) {
+        Some(key) => Err(ChainError::SentUnaccepted { key }),
+        None => Ok(()),
     }
 }
 
-/// Checks the `(SendID, RecvID)` pairs of a chain's keys.
-fn check_ids(ids: &[(u8, u8)]) -> Result<(), ChainError> {
-    if ids.is_empty() {
-        return Err(ChainError::Empty);
-    }
-    let mut senders = [None; 256];
-    let mut receivers = [None; 256];
-    for (second, &(send_id, recv_id)) in ids.iter().enumerate() {
-        if let Some(first) = senders[usize::from(send_id)].replace(second) {
-            return Err(ChainError::DuplicateSendId {
-                first,
-                second,
-                id: send_id,
-            });
-        }
-        if let Some(first) = receivers[usize::from(recv_id)].replace(second) {
-            return Err(ChainError::DuplicateRecvId {
-                first,
-                second,
-                id: recv_id,
+fn check_gaps(lapses: &[Lapse]) -> Result<(), ChainError> {
+    for lapse in lapses {
+        if let Some((after, until)) = lapse.next {
+            return Err(ChainError::Gap {
+                before: lapse.last,
+                after,
+                from: lapse.from,
+                until,
             });
         }
     }
     Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn key(send_id: u8, recv_id: u8) -> Key {
-        Key {
-            send_id,
-            recv_id,
-            algorithm: "hmac-sha-1-96".parse().unwrap(),
-            secret: MasterKey::new(b"correct horse").unwrap(),
-            include_tcp_options: recv_id.is_multiple_of(2),
-        }
-    }
-
-    #[test]
-    fn an_empty_chain_is_refused() {
-        assert_eq!(
-            KeyChain::new("empty", Vec::new()).unwrap_err(),
-            ChainError::Empty
-        );
-    }
-
-    #[test]
-    fn the_first_overlap_is_named() {
-        assert_eq!(
-            KeyChain::new("c", vec![key(1, 1), key(2, 2), key(1, 3)]).unwrap_err(),
-            ChainError::DuplicateSendId {
-                first: 0,
-                second: 2,
-                id: 1
+fn check_ids(keys: &[Key], windows: &[Window]) -> Result<(), ChainError> {
+    let together: Vec<_> = keys.iter().zip(windows).collect();
+    for (second, (key, window)) in together.iter().enumerate() {
+        let earlier = together.iter().take(second).enumerate();
+        for (first, (other, beside)) in earlier {
+            if !window.accept.overlaps(&beside.accept) {
+                continue;
             }
-        );
-        assert_eq!(
-            KeyChain::new("c", vec![key(1, 9), key(2, 9)]).unwrap_err(),
-            ChainError::DuplicateRecvId {
-                first: 0,
-                second: 1,
-                id: 9
+            let (mkt, other) = (&key.mkt, &other.mkt);
+            if mkt.send_id == other.send_id {
+                let id = mkt.send_id;
+                return Err(ChainError::DuplicateSendId { first, second, id });
             }
-        );
-    }
-
-    #[test]
-    fn send_and_recv_ids_may_cross() {
-        assert!(KeyChain::new("crossed", vec![key(1, 2), key(2, 1)]).is_ok());
-    }
-
-    #[test]
-    fn secrets_never_show() {
-        let chain = KeyChain::new("c", vec![key(1, 1)]).unwrap();
-        let shown = format!("{chain:?} {:?}", chain.keys());
-        assert!(
-            !shown.contains("correct horse") && !shown.contains("99, 111, 114"),
-            "{shown}"
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn a_chain_is_accepted_exactly_when_no_id_repeats(
-            ids in prop::collection::vec((0_u8..12, 0_u8..12), 1..8)
-        ) {
-            let repeats = ids.iter().enumerate().any(|(index, &(send_id, recv_id))| {
-                ids.iter().take(index).any(|&(s, r)| s == send_id || r == recv_id)
-            });
-            prop_assert_eq!(check_ids(&ids).is_err(), repeats);
-        }
-
-        #[test]
-        fn mkts_keep_order_and_attributes(count in 1_u8..=255) {
-            let keys = (0..count).map(|id| key(id, 255 - id)).collect();
-            let mkts = KeyChain::new("c", keys).unwrap().into_mkts();
-            prop_assert_eq!(mkts.len(), usize::from(count));
-            for (id, mkt) in (0..count).zip(&mkts) {
-                prop_assert_eq!((mkt.send_id, mkt.recv_id), (id, 255 - id));
-                prop_assert_eq!(mkt.include_options, (255 - id).is_multiple_of(2));
+            if mkt.recv_id == other.recv_id {
+                let id = mkt.recv_id;
+                return Err(ChainError::DuplicateRecvId { first, second, id });
             }
         }
     }
+    Ok(())
 }
+
+#[cfg(test)]
+mod tests;

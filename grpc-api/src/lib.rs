@@ -1,16 +1,18 @@
-//! The gRPC API: generated code, conversions, access control, and the Unix socket it is served on.
+//! The gRPC APIs: generated code, conversions, access control, and how they are served. Operators
+//! use a Unix socket; the sidecars of peers use TLS, in [`peer`].
 //!
-//! It holds no policy: what it answers comes from a [`Source`].
+//! They hold no policy: what they answer comes from a [`Source`] or a [`peer::Handler`].
 #![forbid(unsafe_code)]
 
 mod convert;
+pub mod operator;
 mod service;
 mod socket;
 
 pub use service::{PeerFacts, Snapshot, Source, serve};
 pub use socket::{ApiSocket, SocketError};
 
-/// Messages, client and server generated from `proto/aosidecar/v1/operator.proto`.
+/// Messages, client and server generated from `proto/aosidecar/v1`.
 #[allow(
     missing_docs,
     unreachable_pub,

@@ -5,15 +5,22 @@ use std::time::Duration;
 
 use datapath::report::Report;
 use nix::unistd::Uid;
+use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
+use crate::operator::{
+    self, ControlError, EventLog, EventStream, KeyControl, Streams, Wanted, automatic, known,
+};
 use crate::v1::operator_service_server::{OperatorService, OperatorServiceServer};
 use crate::v1::{
-    GetCountersRequest, GetCountersResponse, GetStatusRequest, GetStatusResponse, ListPeersRequest,
-    ListPeersResponse, ListSessionsRequest, ListSessionsResponse,
+    AbortRolloverRequest, AbortRolloverResponse, ForceRolloverRequest, ForceRolloverResponse,
+    GetCountersRequest, GetCountersResponse, GetIdentityRequest, GetIdentityResponse,
+    GetRolloverRequest, GetRolloverResponse, GetStatusRequest, GetStatusResponse, ListKeysRequest,
+    ListKeysResponse, ListPeersRequest, ListPeersResponse, ListSessionsRequest,
+    ListSessionsResponse, StartRolloverRequest, StartRolloverResponse, WatchEventsRequest,
 };
 use crate::{ApiSocket, SocketError, convert};
 
@@ -44,30 +51,44 @@ pub struct Snapshot {
 pub struct PeerFacts {
     /// Its name.
     pub name: Arc<str>,
-    /// Name of its key chain.
+    /// Name of its key chain; empty when its keys are agreed automatically.
     pub key_chain: String,
-    /// Keys in the chain; without any the peer is blocked.
+    /// Keys in the chain, or agreed and installed; without any the peer is blocked.
     pub keys: u32,
     /// Lowest and highest protected port.
     pub ports: (u16, u16),
 }
 
-/// Serves the operator service on `socket` until `stop` completes, then waits for calls in
-/// progress and removes the socket.
+/// Serves the operator service on `socket` until `stop` completes, then ends the streams of
+/// `events`, waits for calls in progress and removes the socket.
 ///
 /// Only root and the user of this process are answered.
 ///
 /// # Errors
 /// When the socket cannot be served.
-pub async fn serve<S: Source>(
+pub async fn serve<S: Source, K: KeyControl>(
     socket: ApiSocket,
     source: Arc<S>,
+    control: Arc<K>,
+    events: EventLog,
     stop: impl Future<Output = ()>,
 ) -> Result<(), SocketError> {
     let incoming = UnixListenerStream::new(socket.listener()?);
-    let service = OperatorServiceServer::with_interceptor(Operator(source), check_caller);
+    let (stopping, end_of_streams) = watch::channel(false);
+    let operator = Operator {
+        source,
+        control,
+        streams: Streams::new(events, end_of_streams),
+    };
+    let stop = async move {
+        stop.await;
+        stopping.send_replace(true);
+    };
     Server::builder()
-        .add_service(service)
+        .add_service(OperatorServiceServer::with_interceptor(
+            operator,
+            check_caller,
+        ))
         .serve_with_incoming_shutdown(incoming, stop)
         .await
         .map_err(|source| socket.failed(source))
@@ -94,22 +115,40 @@ fn may_call(caller: Uid, own: Uid) -> bool {
     caller.is_root() || caller == own
 }
 
-struct Operator<S>(Arc<S>);
+struct Operator<S, K> {
+    source: Arc<S>,
+    control: Arc<K>,
+    streams: Streams,
+}
 
-impl<S: Source> Operator<S> {
+impl<S: Source, K: KeyControl> Operator<S, K> {
     /// Takes a snapshot beside the runtime's thread, which signals and other calls need.
     async fn answer<T>(&self, convert: fn(&Snapshot) -> T) -> Result<Response<T>, Status> {
-        let source = Arc::clone(&self.0);
+        let source = Arc::clone(&self.source);
         let snapshot = tokio::task::spawn_blocking(move || source.snapshot())
             .await
             .map_err(|_| Status::internal("the report could not be made"))?
             .ok_or_else(|| Status::unavailable("the sidecar is stopping"))?;
         Ok(Response::new(convert(&snapshot)))
     }
+
+    /// The peer that is asked about; nothing for all.
+    #[allow(clippy::result_large_err, reason = "callers answer with it")]
+    fn known(&self, asked: &str) -> Result<Option<String>, Status> {
+        known(&self.control.peers(), asked)
+    }
+
+    /// The automatic peer that is to be changed.
+    #[allow(clippy::result_large_err, reason = "callers answer with it")]
+    fn automatic(&self, asked: &str) -> Result<String, Status> {
+        automatic(&self.control.peers(), asked)
+    }
 }
 
 #[tonic::async_trait]
-impl<S: Source> OperatorService for Operator<S> {
+impl<S: Source, K: KeyControl> OperatorService for Operator<S, K> {
+    type WatchEventsStream = EventStream;
+
     async fn get_status(
         &self,
         _: Request<GetStatusRequest>,
@@ -136,6 +175,96 @@ impl<S: Source> OperatorService for Operator<S> {
         _: Request<GetCountersRequest>,
     ) -> Result<Response<GetCountersResponse>, Status> {
         self.answer(convert::counters).await
+    }
+
+    async fn list_keys(
+        &self,
+        request: Request<ListKeysRequest>,
+    ) -> Result<Response<ListKeysResponse>, Status> {
+        let peer = self.known(&request.get_ref().peer)?;
+        let keys = self.control.keys(peer.as_deref()).await?;
+        let keys = keys.into_iter().map(operator::convert::key).collect();
+        Ok(Response::new(ListKeysResponse { keys }))
+    }
+
+    async fn get_rollover(
+        &self,
+        request: Request<GetRolloverRequest>,
+    ) -> Result<Response<GetRolloverResponse>, Status> {
+        let peer = match request.get_ref().peer.as_str() {
+            "" => None,
+            asked => Some(self.automatic(asked)?),
+        };
+        let rollovers = self.control.rollovers(peer.as_deref()).await?;
+        let rollovers = rollovers
+            .into_iter()
+            .map(|report| operator::convert::rollover(report, self.streams.log()))
+            .collect();
+        Ok(Response::new(GetRolloverResponse { rollovers }))
+    }
+
+    async fn start_rollover(
+        &self,
+        request: Request<StartRolloverRequest>,
+    ) -> Result<Response<StartRolloverResponse>, Status> {
+        let StartRolloverRequest { peer, compromised } = request.into_inner();
+        let peer = self.automatic(&peer)?;
+        let message = self.control.start(&peer, compromised).await?;
+        Ok(Response::new(StartRolloverResponse { message }))
+    }
+
+    async fn abort_rollover(
+        &self,
+        request: Request<AbortRolloverRequest>,
+    ) -> Result<Response<AbortRolloverResponse>, Status> {
+        let peer = self.automatic(&request.get_ref().peer)?;
+        let message = self.control.abort(&peer).await?;
+        Ok(Response::new(AbortRolloverResponse { message }))
+    }
+
+    async fn force_rollover(
+        &self,
+        request: Request<ForceRolloverRequest>,
+    ) -> Result<Response<ForceRolloverResponse>, Status> {
+        let peer = self.automatic(&request.get_ref().peer)?;
+        let message = self.control.force(&peer).await?;
+        Ok(Response::new(ForceRolloverResponse { message }))
+    }
+
+    async fn get_identity(
+        &self,
+        _: Request<GetIdentityRequest>,
+    ) -> Result<Response<GetIdentityResponse>, Status> {
+        let identity = self.control.identity().await?;
+        Ok(Response::new(operator::convert::identity(identity)))
+    }
+
+    async fn watch_events(
+        &self,
+        request: Request<WatchEventsRequest>,
+    ) -> Result<Response<EventStream>, Status> {
+        let WatchEventsRequest {
+            after,
+            log,
+            peer,
+            follow,
+        } = request.into_inner();
+        let stream = self.streams.open(Wanted {
+            after,
+            log,
+            peer: self.known(&peer)?,
+            follow,
+        })?;
+        Ok(Response::new(stream))
+    }
+}
+
+impl From<ControlError> for Status {
+    fn from(error: ControlError) -> Self {
+        match &error {
+            ControlError::Refused(_) => Self::failed_precondition(error.to_string()),
+            ControlError::Stopping => Self::unavailable(error.to_string()),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Configuration, privileges, state folder and API socket are checked before the datapath touches
 //! the firewall. READY is told when rules and guard are active and the API answers.
 
+mod no_rollover;
 mod notify;
 mod reload;
 mod state_dir;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use datapath::report::Report;
 use datapath::settings::{Backend, OnExit};
 use datapath::{Datapath, StartError, StopError};
+use grpc_api::operator::EventLog;
 use grpc_api::{ApiSocket, PeerFacts, Snapshot, SocketError, Source};
 use nix::sys::prctl::set_dumpable;
 use nix::sys::resource::{Resource, setrlimit};
@@ -23,6 +25,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, spawn_blocking};
 use tracing::{error, info, warn};
 
+use self::no_rollover::NoRollover;
 use self::notify::Notifier;
 use self::reload::ReloadError;
 use self::state_dir::{StateDir, StateDirError};
@@ -213,8 +216,16 @@ async fn serve_api(socket: ApiSocket, sidecar: Arc<Sidecar>, stop: watch::Receiv
         wanted(stop.clone()).await;
         tokio::time::sleep(API_GRACE).await;
     };
+    let names = sidecar
+        .running()
+        .peers
+        .iter()
+        .map(|peer| Arc::clone(&peer.spec.name))
+        .collect();
+    let control = Arc::new(NoRollover(names));
+    let events = EventLog::new();
     tokio::select! {
-        served = grpc_api::serve(socket, sidecar, wanted(stop.clone())) => {
+        served = grpc_api::serve(socket, sidecar, control, events, wanted(stop.clone())) => {
             if let Err(failure) = served {
                 error!("{failure}; sessions stay protected, restart the sidecar to have the API");
             }
@@ -335,7 +346,11 @@ impl Source for Sidecar {
 fn facts(peer: &Peer) -> PeerFacts {
     PeerFacts {
         name: peer.spec.name.clone(),
-        key_chain: peer.key_chain.clone(),
+        // Empty when keys are agreed.
+        key_chain: peer
+            .keys
+            .chain()
+            .map_or_else(String::new, |chain| chain.name().to_owned()),
         keys: u32::try_from(peer.spec.keys.len()).unwrap_or(u32::MAX),
         ports: (*peer.spec.ports.start(), *peer.spec.ports.end()),
     }

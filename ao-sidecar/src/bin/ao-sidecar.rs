@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ao_sidecar::config::{Config, DEFAULT_API_SOCKET};
 use ao_sidecar::daemon::{self, DaemonError, Options};
@@ -200,9 +200,18 @@ fn fail(prefix: &str, error: &dyn std::error::Error, code: u8) -> ExitCode {
 }
 
 fn check(file: &Path) -> Result<(), DaemonError> {
-    let peers = Config::load(file)?.peers.len();
+    let config = Config::load(file)?;
+    let peers = config.peers.len();
     let noun = if peers == 1 { "peer" } else { "peers" };
+    for warning in &config.warnings {
+        let _ = writeln!(io::stderr(), "{}:{warning}", file.display());
+    }
+    let mut said = format!("{}: correct, {peers} {noun}\n", file.display());
+    for line in config.chain_summaries(SystemTime::now()) {
+        said.push_str(&line);
+        said.push('\n');
+    }
     // The exit code says it, too.
-    let _ = writeln!(io::stdout(), "{}: correct, {peers} {noun}", file.display());
+    let _ = io::stdout().write_all(said.as_bytes());
     Ok(())
 }

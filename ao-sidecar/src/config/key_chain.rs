@@ -3,26 +3,36 @@
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use ao_engine::crypto::{Algorithm, MasterKey};
 use ao_engine::policy::Mkt;
-use keymgr::chain::{ChainError, Key, KeyChain};
+use keymgr::chain::{ChainError, Key, KeyChain, OnExpiry, Rules};
 use keymgr::secret_file::{self, SecretFileError};
 use zeroize::Zeroizing;
 
+use super::lifetime::{LIFETIMES, lifetimes, shown, tolerance};
 use super::problem::{Problems, place};
 use super::section::{Schema, Section};
 
 pub(super) const KEY_CHAIN: Schema = Schema {
     title: "[[key_chain]]",
     required: &["name", "key"],
-    optional: &[],
+    optional: &["accept_tolerance", "allow_gaps", "on_expiry"],
 };
 
 const KEY: Schema = Schema {
     title: "[[key_chain.key]]",
     required: &["send_id", "recv_id", "algorithm"],
-    optional: &["secret", "secret_hex", "secret_file", "include_tcp_options"],
+    optional: &[
+        "secret",
+        "secret_hex",
+        "secret_file",
+        "include_tcp_options",
+        "lifetime",
+        "send_lifetime",
+        "accept_lifetime",
+    ],
 };
 
 const SECRETS: [&str; 3] = ["secret", "secret_hex", "secret_file"];
@@ -30,9 +40,18 @@ const SECRETS: [&str; 3] = ["secret", "secret_hex", "secret_file"];
 /// A chain as peers refer to it.
 pub(super) struct Chain {
     pub(super) name: String,
-    /// MKTs in order of preference; nothing when the chain was refused, so that the peers that
-    /// name it are not blamed.
-    pub(super) mkts: Vec<Arc<Mkt>>,
+    /// Nothing when the chain was refused, so that the peers that name it are not blamed.
+    pub(super) keys: Option<Arc<KeyChain>>,
+}
+
+/// Where the parts of a key stand that a chain may be refused for.
+struct Places {
+    send_id: Range<usize>,
+    recv_id: Range<usize>,
+    /// What says when the key is sent.
+    send: Range<usize>,
+    /// What says when it is accepted.
+    accept: Range<usize>,
 }
 
 /// What reading chains needs to know, and finds out.
@@ -41,6 +60,7 @@ pub(super) struct Reader<'r> {
     pub(super) problems: &'r Problems,
     /// Folder that `secret_file` is relative to.
     pub(super) folder: &'r Path,
+    pub(super) now: SystemTime,
     /// Where secrets stand in the configuration itself.
     pub(super) inline_secrets: Vec<Range<usize>>,
 }
@@ -72,88 +92,134 @@ impl Reader<'_> {
 
     fn chain(&mut self, mut section: Section<'_, '_>) -> Option<Chain> {
         let name = section.parsed("name", checked_name);
+        let name_span = section.span_of("name");
+        let rules = rules(&section);
         let listed = section.has("key");
         let sections = section.tables("key", &KEY);
-        let mut keys = Vec::with_capacity(sections.len());
-        let mut spans = Vec::with_capacity(sections.len());
         let complete = sections.len();
-        for section in sections {
-            spans.push((section.span_of("send_id"), section.span_of("recv_id")));
-            keys.extend(self.key(&section));
+        let mut keys = Vec::with_capacity(complete);
+        let mut places = Vec::with_capacity(complete);
+        for mut section in sections {
+            places.push(Places::of(&section));
+            keys.extend(self.key(&mut section));
         }
+        let name = name?;
         if keys.len() < complete || !listed {
             // The positions in a ChainError would not be those of the file, and the chain is
             // refused already.
-            return name.map(|name| Chain {
-                name,
-                mkts: Vec::new(),
-            });
+            return Some(Chain { name, keys: None });
         }
-        let name = name?;
-        match KeyChain::new(name.as_str(), keys) {
-            Ok(chain) => Some(Chain {
-                name,
-                mkts: chain.into_mkts(),
-            }),
-            Err(error) => {
-                self.refuse(&name, error, section.span(), &spans);
-                Some(Chain {
-                    name,
-                    mkts: Vec::new(),
-                })
-            }
-        }
+        let chain = KeyChain::new(name.as_str(), keys, rules)
+            .inspect_err(|error| self.refuse(&name, *error, section.span(), &places))
+            .inspect(|chain| self.warn(chain, &name_span));
+        Some(Chain {
+            name,
+            keys: chain.ok().map(Arc::new),
+        })
     }
 
-    fn refuse(
-        &self,
-        name: &str,
-        error: ChainError,
-        chain: &Range<usize>,
-        keys: &[(Range<usize>, Range<usize>)],
-    ) {
-        let (span, first) = match error {
-            ChainError::Empty => (Some(chain), None),
+    fn refuse(&self, name: &str, error: ChainError, chain: &Range<usize>, keys: &[Places]) {
+        let key = |position: usize| keys.get(position);
+        let line_of = |span: Option<&Range<usize>>| {
+            let start = span.map_or(chain.start, |span| span.start);
+            place(self.text, start).0
+        };
+        let repeated = |first| {
+            let line = line_of(first);
+            let help = "write an ID that the chain does not have, or lifetimes that are more than \
+                        twice `accept_tolerance` apart";
+            format!("{error}; the other is in line {line}; {help}")
+        };
+        let (span, text) = match error {
+            ChainError::Empty => (None, format!("{error}; add a [[key_chain.key]]")),
             ChainError::DuplicateSendId { first, second, .. } => (
-                keys.get(second).map(|spans| &spans.0),
-                keys.get(first).map(|spans| &spans.0),
+                key(second).map(|key| &key.send_id),
+                repeated(key(first).map(|key| &key.send_id)),
             ),
             ChainError::DuplicateRecvId { first, second, .. } => (
-                keys.get(second).map(|spans| &spans.1),
-                keys.get(first).map(|spans| &spans.1),
+                key(second).map(|key| &key.recv_id),
+                repeated(key(first).map(|key| &key.recv_id)),
             ),
-        };
-        let help = match first {
-            Some(first) => {
-                let line = place(self.text, first.start).0;
-                format!("the other is in line {line}; write an ID that the chain does not have")
-            }
-            None => "add a [[key_chain.key]]".to_owned(),
+            ChainError::SentUnaccepted { key: position } => (
+                key(position).map(|key| &key.accept),
+                format!("{error}; write an `accept_lifetime` that covers `send_lifetime`"),
+            ),
+            ChainError::Gap {
+                before,
+                after,
+                from,
+                until,
+            } => (
+                key(after).map(|key| &key.send),
+                format!(
+                    "no key is sent from {}, when the one in line {} ends, until {}, when this one \
+                     starts; let them overlap, or write allow_gaps = true",
+                    shown(from),
+                    line_of(key(before).map(|key| &key.send)),
+                    shown(until)
+                ),
+            ),
         };
         self.problems.add(
             span.unwrap_or(chain),
-            format!("key chain {name:?} is refused: {error}; {help}"),
+            format!("key chain {name:?} is refused: {text}"),
         );
     }
 
-    fn key(&mut self, section: &Section<'_, '_>) -> Option<Key> {
+    /// Warns when a chain has no key to send with now. Its peers are never unprotected.
+    fn warn(&self, chain: &KeyChain, place: &Range<usize>) {
+        let wanted = chain.at(self.now);
+        let next = wanted.next_change.map(shown);
+        let text = match (wanted.expired, chain.expires(), next) {
+            (Some(OnExpiry::Keep), Some(end), None) => {
+                format!(
+                    "ran out at {}: its last key stays in use; add a key",
+                    shown(end)
+                )
+            }
+            (Some(OnExpiry::Close), Some(end), None) => {
+                format!(
+                    "ran out at {}: its peers are blocked; add a key",
+                    shown(end)
+                )
+            }
+            (Some(OnExpiry::Close), _, Some(next)) => {
+                format!("is in a gap: its peers are blocked until {next}")
+            }
+            (None, _, Some(next)) if wanted.keys.is_empty() => {
+                format!("has not begun: its peers are blocked until {next}")
+            }
+            _ => return,
+        };
+        self.problems
+            .warn(place, format!("key chain {:?} {text}", chain.name()));
+    }
+
+    fn key(&mut self, section: &mut Section<'_, '_>) -> Option<Key> {
         let send_id = section.integer("send_id", 0..=u8::MAX);
         let recv_id = section.integer("recv_id", 0..=u8::MAX);
         let algorithm = section.choice(
             "algorithm",
             &Algorithm::ALL.map(|algorithm| (algorithm.name(), algorithm)),
         );
-        let include_tcp_options = match section.boolean("include_tcp_options") {
+        let include_options = match section.boolean("include_tcp_options") {
             None if section.has("include_tcp_options") => None,
             given => Some(given.unwrap_or(true)),
         };
         let secret = self.secret(section);
-        Some(Key {
+        let lifetimes = lifetimes(section);
+        let mkt = Mkt {
             send_id: send_id?,
             recv_id: recv_id?,
             algorithm: algorithm?,
-            secret: secret?,
-            include_tcp_options: include_tcp_options?,
+            master_key: secret?,
+            include_options: include_options?,
+        };
+        let (send, accept) = lifetimes?;
+        Some(Key {
+            mkt: Arc::new(mkt),
+            send,
+            accept,
         })
     }
 
@@ -200,6 +266,31 @@ impl Reader<'_> {
             };
             format!("secret file {file} {error}: {help}")
         })
+    }
+}
+
+impl Places {
+    fn of(key: &Section<'_, '_>) -> Self {
+        let [both, send, accept] = LIFETIMES;
+        let first_of = |names: &[&str]| {
+            let given = names.iter().find(|name| key.has(name));
+            given.map_or_else(|| key.span().clone(), |name| key.span_of(name))
+        };
+        Self {
+            send_id: key.span_of("send_id"),
+            recv_id: key.span_of("recv_id"),
+            send: first_of(&[both, send]),
+            accept: first_of(&[accept, both, send]),
+        }
+    }
+}
+
+fn rules(chain: &Section<'_, '_>) -> Rules {
+    let on_expiry = [("keep", OnExpiry::Keep), ("close", OnExpiry::Close)];
+    Rules {
+        tolerance: tolerance(chain).unwrap_or_default(),
+        allow_gaps: chain.boolean("allow_gaps").unwrap_or_default(),
+        on_expiry: chain.choice("on_expiry", &on_expiry).unwrap_or_default(),
     }
 }
 

@@ -3,24 +3,32 @@
 //! Every key is described in `docs/CONFIGURATION.md`.
 
 mod key_chain;
+mod lifetime;
 mod peer;
 mod problem;
+mod rollover;
 mod section;
+mod summary;
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use datapath::keeper;
 use datapath::settings::{Choice, OnExit, Settings, Strip};
+use keymgr::chain::KeyChain;
 use toml::de::DeTable;
 use zeroize::Zeroizing;
 
-pub use self::peer::Peer;
+pub use self::peer::{KeySource, Peer};
 use self::problem::Problems;
 pub use self::problem::{ConfigError, Problem};
+pub use self::rollover::{Endpoint, IdentityConfig, RolloverConfig, SealingConfig, TrustConfig};
 use self::section::{Schema, Section};
 
 /// Where connection state is kept unless told otherwise.
@@ -42,6 +50,9 @@ const ROOT: Schema = Schema {
         "on_exit",
         "log",
         "userspace",
+        "identity",
+        "peering",
+        "store",
         "key_chain",
         "peer",
     ],
@@ -77,8 +88,18 @@ pub struct Config {
     pub log: Log,
     /// Options of the userspace backend.
     pub userspace: Userspace,
+    /// What this end shows to the sidecars of its peers.
+    pub identity: IdentityConfig,
+    /// Where those are listened for. Empty when no peer's keys are agreed.
+    pub listen: Vec<SocketAddr>,
+    /// Where the key that seals the store is.
+    pub sealing_key: SealingConfig,
+    /// Key chains, in the order of the file, whether a peer has them or not.
+    pub chains: Vec<Arc<KeyChain>>,
     /// Peers, in the order of the file. At least one.
     pub peers: Vec<Peer>,
+    /// What is doubtful about it, and did not keep it from being read.
+    pub warnings: Vec<Problem>,
 }
 
 /// How to log.
@@ -111,18 +132,19 @@ pub struct Userspace {
 }
 
 impl Config {
-    /// Reads and checks `file` and the secret files it names. Nothing else is touched.
+    /// Reads and checks `file` and the secret files it names. Nothing else is touched. Peers with
+    /// a key chain get the keys that it wants now.
     ///
     /// # Errors
     /// When a file cannot be read or anything in it is wrong; the error tells all problems.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
         let (text, metadata) = read(file)
             .map_err(|error| ConfigError::of_file(file, format!("cannot be read: {error}")))?;
-        Self::parse(&text, file, metadata.mode() & 0o7777)
+        Self::parse(&text, file, metadata.mode() & 0o7777, SystemTime::now())
     }
 
-    /// Checks `text`, read from `file` with permissions `mode`.
-    fn parse(text: &str, file: &Path, mode: u32) -> Result<Self, ConfigError> {
+    /// Checks `text`, read at `now` from `file` with permissions `mode`.
+    fn parse(text: &str, file: &Path, mode: u32, now: SystemTime) -> Result<Self, ConfigError> {
         let problems = Problems::default();
         let (table, syntax_errors) = DeTable::parse_recoverable(text);
         for error in &syntax_errors {
@@ -139,7 +161,7 @@ impl Config {
 
         let folder = file.parent().unwrap_or(Path::new(""));
         let root = Section::new(&ROOT, table.into_inner(), 0..0, &problems);
-        let (config, inline_secrets) = config(root, text, folder, &problems);
+        let (mut config, inline_secrets) = config(root, text, folder, &problems, now);
         if let Some(span) = inline_secrets.first()
             && mode & 0o077 != 0
         {
@@ -150,7 +172,7 @@ impl Config {
             );
             problems.add(span, text);
         }
-        problems.into_result(file, text)?;
+        config.warnings = problems.into_result(file, text)?;
         Ok(config)
     }
 
@@ -197,11 +219,13 @@ fn config(
     text: &str,
     folder: &Path,
     problems: &Problems,
+    now: SystemTime,
 ) -> (Config, Vec<Range<usize>>) {
     let mut chain_reader = key_chain::Reader {
         text,
         problems,
         folder,
+        now,
         inline_secrets: Vec::new(),
     };
     let chains = chain_reader.chains(root.tables("key_chain", &key_chain::KEY_CHAIN));
@@ -213,7 +237,17 @@ fn config(
         );
     }
     let datapath = datapath(&root).unwrap_or_default();
-    let peers = peer::peers(peer_sections, &chains, datapath, text);
+    let peer_reader = peer::Reader {
+        chains: &chains,
+        datapath,
+        text,
+        folder,
+        now,
+    };
+    let peers = peer_reader.peers(peer_sections);
+    let agreed = peers
+        .iter()
+        .any(|peer| matches!(peer.keys, KeySource::Rollover(_)));
     let on_exit = root.choice(
         "on_exit",
         &[("keep", OnExit::Keep), ("remove", OnExit::Remove)],
@@ -224,7 +258,12 @@ fn config(
         on_exit: on_exit.unwrap_or_default(),
         log: log(root.table("log", &LOG).as_ref()),
         userspace: userspace(root.table("userspace", &USERSPACE)),
+        identity: rollover::identity(&mut root, folder),
+        listen: rollover::listen(&mut root, agreed),
+        sealing_key: rollover::sealing(&mut root, folder),
+        chains: chains.into_iter().filter_map(|chain| chain.keys).collect(),
         peers,
+        warnings: Vec::new(),
     };
     (config, chain_reader.inline_secrets)
 }

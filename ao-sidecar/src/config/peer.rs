@@ -1,20 +1,27 @@
-//! `[[peer]]`: who is protected, and by which chain.
+//! `[[peer]]`: who is protected, and where the keys come from.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::{Range, RangeInclusive};
+use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use ao_engine::crypto::Algorithm;
 use ao_engine::policy::{Prefix, PrefixError};
 use datapath::settings::{Choice, PeerSpec};
+use keymgr::chain::KeyChain;
 
 use super::key_chain::{Chain, checked_name};
 use super::problem::place;
+use super::rollover::{ROLLOVER, RolloverConfig, rollover};
 use super::section::{Schema, Section, suggest};
 
 pub(super) const PEER: Schema = Schema {
     title: "[[peer]]",
-    required: &["name", "address", "key_chain"],
+    required: &["name", "address"],
     optional: &[
+        "key_chain",
+        "rollover",
         "port",
         "ports",
         "local_address",
@@ -28,53 +35,204 @@ pub(super) const PEER: Schema = Schema {
 /// The port of BGP.
 const DEFAULT_PORT: u16 = 179;
 
-/// A peer with the name of its chain.
+/// A peer.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Name of its key chain.
-    pub key_chain: String,
-    /// What the datapath is told about it.
+    /// Where its keys come from.
+    pub keys: KeySource,
+    /// What the datapath is told about it. Its `keys` are those its chain wanted when the
+    /// configuration was read; there are none when they are agreed.
     pub spec: PeerSpec,
 }
 
-/// Reads all peers, noting those that share a name or cover the same connections.
-pub(super) fn peers(
-    sections: Vec<Section<'_, '_>>,
-    chains: &[Chain],
-    datapath: Choice,
-    text: &str,
-) -> Vec<Peer> {
-    let mut peers: Vec<(Peer, Range<usize>)> = Vec::new();
-    for section in sections {
-        let Some(peer) = peer(&section, chains, datapath) else {
-            continue;
-        };
-        let line = |span: &Range<usize>| place(text, span.start).0;
-        if let Some((_, other)) = peers
-            .iter()
-            .find(|(other, _)| other.spec.name == peer.spec.name)
-        {
-            let (name, line) = (&peer.spec.name, line(other));
-            section.problem(
-                "name",
-                format!("peer {name:?} exists in line {line}; write another name"),
-            );
-        } else if let Some((other, span)) = peers
-            .iter()
-            .find(|(other, _)| conflict(&other.spec, &peer.spec))
-        {
+/// Where the keys of a peer come from.
+#[derive(Clone, Debug)]
+pub enum KeySource {
+    /// A key chain, which several peers may share.
+    Static(Arc<KeyChain>),
+    /// They are agreed with the sidecar at the far end.
+    Rollover(RolloverConfig),
+}
+
+impl KeySource {
+    /// The key chain; absent when keys are agreed.
+    #[must_use]
+    pub fn chain(&self) -> Option<&Arc<KeyChain>> {
+        match self {
+            Self::Static(chain) => Some(chain),
+            Self::Rollover(_) => None,
+        }
+    }
+
+    /// How keys are agreed; absent when there is a key chain.
+    #[must_use]
+    pub fn rollover(&self) -> Option<&RolloverConfig> {
+        match self {
+            Self::Static(_) => None,
+            Self::Rollover(rollover) => Some(rollover),
+        }
+    }
+}
+
+/// What reading peers needs to know.
+pub(super) struct Reader<'r> {
+    pub(super) chains: &'r [Chain],
+    /// The backend of peers that do not say.
+    pub(super) datapath: Choice,
+    pub(super) text: &'r str,
+    /// Folder that files are relative to.
+    pub(super) folder: &'r Path,
+    pub(super) now: SystemTime,
+}
+
+/// A peer as far as it was read.
+struct Draft {
+    spec: PeerSpec,
+    /// Nothing when a problem was noted.
+    keys: Option<KeySource>,
+    span: Range<usize>,
+}
+
+impl Reader<'_> {
+    /// Reads all peers, noting those that nothing tells apart.
+    pub(super) fn peers(&self, sections: Vec<Section<'_, '_>>) -> Vec<Peer> {
+        let mut drafts: Vec<Draft> = Vec::new();
+        for mut section in sections {
+            let rollover = section.table("rollover", &ROLLOVER);
+            if let Some(draft) = self.draft(&section, rollover.as_ref()) {
+                self.check_distinct(&draft, &drafts, &section, rollover.as_ref());
+                drafts.push(draft);
+            }
+        }
+        let peer = |Draft { spec, keys, .. }| Some(Peer { keys: keys?, spec });
+        drafts.into_iter().filter_map(peer).collect()
+    }
+
+    fn draft(
+        &self,
+        section: &Section<'_, '_>,
+        rollover: Option<&Section<'_, '_>>,
+    ) -> Option<Draft> {
+        let name = section.parsed("name", checked_name);
+        let address = section.parsed("address", parse_address);
+        let keys = self.keys(section, rollover);
+        let ports = ports(section);
+        let vrf = section.parsed("vrf", interface_name);
+        let ttl_min = section.integer("ttl_min", 0..=u8::MAX).unwrap_or(0);
+        let datapath = super::datapath(section).unwrap_or(self.datapath);
+        let (remote, zone) = address?;
+        let interface = interface(section, &remote, zone);
+        let local = section.parsed("local_address", |local| parse_local(local, &remote));
+        if rollover.is_some() && !remote.is_host() {
             let text = format!(
-                "peer {:?} has the same address and ports as peer {:?} in line {}; remove one, or \
-                 tell them apart by `ports`, `local_address` or `vrf`",
-                peer.spec.name,
-                other.spec.name,
-                line(span)
+                "\"{remote}\" is for many far ends, and keys are agreed with one; write the \
+                 address of one, or a `key_chain` instead of [peer.rollover]"
             );
             section.problem("address", text);
         }
-        peers.push((peer, section.span().clone()));
+        let (mkts, algorithms) = match &keys {
+            Some(KeySource::Static(chain)) => (chain.at(self.now).keys, algorithms(chain)),
+            Some(KeySource::Rollover(rollover)) => (Vec::new(), rollover.algorithms.clone()),
+            None => (Vec::new(), Vec::new()),
+        };
+        Some(Draft {
+            keys,
+            spec: PeerSpec {
+                name: Arc::from(name?),
+                remote,
+                local,
+                ports,
+                interface,
+                vrf,
+                keys: mkts,
+                algorithms,
+                ttl_min,
+                datapath,
+            },
+            span: section.span().clone(),
+        })
     }
-    peers.into_iter().map(|(peer, _)| peer).collect()
+
+    fn keys(
+        &self,
+        section: &Section<'_, '_>,
+        agreed: Option<&Section<'_, '_>>,
+    ) -> Option<KeySource> {
+        let chain = section.parsed("key_chain", |name| find_chain(name, self.chains));
+        let agreed_as = agreed.and_then(|agreed| rollover(agreed, self.folder));
+        match (section.has("key_chain"), agreed) {
+            (true, None) => chain?.keys.clone().map(KeySource::Static),
+            (false, Some(_)) => agreed_as.map(KeySource::Rollover),
+            (true, Some(_)) => {
+                let text = "the peer has `key_chain` and [peer.rollover]; write one of them";
+                section.problem("key_chain", text);
+                None
+            }
+            (false, None) => {
+                let text = "the peer has neither `key_chain` nor [peer.rollover]; write one of \
+                            them";
+                section.problem("key_chain", text);
+                None
+            }
+        }
+    }
+
+    fn check_distinct(
+        &self,
+        draft: &Draft,
+        earlier: &[Draft],
+        section: &Section<'_, '_>,
+        rollover: Option<&Section<'_, '_>>,
+    ) {
+        let line = |other: &Draft| place(self.text, other.span.start).0;
+        let find = |same: &dyn Fn(&Draft) -> bool| earlier.iter().find(|other| same(other));
+        let name = &draft.spec.name;
+        if let Some(other) = find(&|other| other.spec.name == *name) {
+            let text = format!(
+                "peer {name:?} exists in line {}; write another name",
+                line(other)
+            );
+            section.problem("name", text);
+        } else if let Some(other) = find(&|other| conflict(&other.spec, &draft.spec)) {
+            let text = format!(
+                "peer {name:?} has the same address and ports as peer {:?} in line {}; remove one, \
+                 or tell them apart by `ports`, `local_address` or `vrf`",
+                other.spec.name,
+                line(other)
+            );
+            section.problem("address", text);
+        }
+        if let (Some(section), Some(KeySource::Rollover(agreed))) = (rollover, &draft.keys)
+            && let Some(other) = find(&|other| {
+                let other = other.keys.as_ref().and_then(KeySource::rollover);
+                other.is_some_and(|other| other.trust.confusable(&agreed.trust))
+            })
+        {
+            let key = if section.has("fingerprint") {
+                "fingerprint"
+            } else {
+                "name"
+            };
+            let text = format!(
+                "peer {name:?} is known by the same {key} as peer {:?} in line {}, so their calls \
+                 could not be told apart; write a `key_chain` for one of them",
+                other.spec.name,
+                line(other)
+            );
+            section.problem(key, text);
+        }
+    }
+}
+
+/// Algorithms of all keys that a chain will ever want.
+fn algorithms(chain: &KeyChain) -> Vec<Algorithm> {
+    let used = |algorithm: &Algorithm| {
+        chain
+            .keys()
+            .iter()
+            .any(|key| key.mkt.algorithm == *algorithm)
+    };
+    Algorithm::ALL.into_iter().filter(used).collect()
 }
 
 /// Whether both cover some connection with equal precedence, so that neither could be preferred.
@@ -85,33 +243,6 @@ fn conflict(one: &PeerSpec, other: &PeerSpec) -> bool {
         && other.ports.start() <= one.ports.end()
         && one.interface == other.interface
         && one.vrf == other.vrf
-}
-
-fn peer(section: &Section<'_, '_>, chains: &[Chain], datapath: Choice) -> Option<Peer> {
-    let name = section.parsed("name", checked_name);
-    let address = section.parsed("address", parse_address);
-    let chain = section.parsed("key_chain", |name| find_chain(name, chains));
-    let ports = ports(section);
-    let vrf = section.parsed("vrf", interface_name);
-    let ttl_min = section.integer("ttl_min", 0..=u8::MAX).unwrap_or(0);
-    let (remote, zone) = address?;
-    let interface = interface(section, &remote, zone);
-    let local = section.parsed("local_address", |local| parse_local(local, &remote));
-    let (name, chain) = (name?, chain?);
-    Some(Peer {
-        key_chain: chain.name.clone(),
-        spec: PeerSpec {
-            name: Arc::from(name),
-            remote,
-            local,
-            ports,
-            interface,
-            vrf,
-            keys: chain.mkts.clone(),
-            ttl_min,
-            datapath: super::datapath(section).unwrap_or(datapath),
-        },
-    })
 }
 
 fn find_chain<'c>(name: &str, chains: &'c [Chain]) -> Result<&'c Chain, String> {
@@ -284,7 +415,7 @@ fn is_link_local(address: IpAddr) -> bool {
 }
 
 /// A name the kernel would accept for a network device.
-fn interface_name(name: &str) -> Result<String, String> {
+pub(super) fn interface_name(name: &str) -> Result<String, String> {
     let fits = (1..=15).contains(&name.len())
         && name != "."
         && name != ".."

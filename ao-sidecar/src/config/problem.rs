@@ -13,7 +13,7 @@ pub struct ConfigError {
     problems: Vec<Problem>,
 }
 
-/// One thing that is wrong.
+/// One thing that is wrong. Shown with its place, and without the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Line and column, both from 1; absent when the whole file is meant.
@@ -44,11 +44,7 @@ impl fmt::Display for ConfigError {
             if index > 0 {
                 writeln!(f)?;
             }
-            write!(f, "{}:", self.file.display())?;
-            if let Some((line, column)) = problem.place {
-                write!(f, "{line}:{column}:")?;
-            }
-            write!(f, " {}", problem.text)?;
+            write!(f, "{}:{problem}", self.file.display())?;
         }
         Ok(())
     }
@@ -56,35 +52,56 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((line, column)) = self.place {
+            write!(f, "{line}:{column}:")?;
+        }
+        write!(f, " {}", self.text)
+    }
+}
+
 /// Collects problems by their place in the text, so that all of them can be told at once.
 #[derive(Debug, Default)]
-pub(super) struct Problems(RefCell<Vec<(usize, String)>>);
+pub(super) struct Problems {
+    errors: RefCell<Vec<(usize, String)>>,
+    /// What does not keep the configuration from being used.
+    warnings: RefCell<Vec<(usize, String)>>,
+}
 
 impl Problems {
     /// Notes a problem at the start of `span`.
     pub(super) fn add(&self, span: &Range<usize>, text: impl Into<String>) {
-        self.0.borrow_mut().push((span.start, text.into()));
+        self.errors.borrow_mut().push((span.start, text.into()));
     }
 
-    /// Nothing, or the error that tells everything noted about `text`, read from `file`.
-    pub(super) fn into_result(self, file: &Path, text: &str) -> Result<(), ConfigError> {
-        let mut problems = self.0.into_inner();
-        if problems.is_empty() {
-            return Ok(());
-        }
-        problems.sort_by_key(|&(offset, _)| offset);
-        let problems = problems
-            .into_iter()
-            .map(|(offset, problem)| Problem {
-                place: Some(place(text, offset)),
-                text: problem,
-            })
-            .collect();
-        Err(ConfigError {
-            file: file.to_owned(),
-            problems,
-        })
+    /// Notes something doubtful at the start of `span`.
+    pub(super) fn warn(&self, span: &Range<usize>, text: impl Into<String>) {
+        self.warnings.borrow_mut().push((span.start, text.into()));
     }
+
+    /// The warnings about `text`, or the error that tells all problems; `file` is where `text` was
+    /// read from.
+    pub(super) fn into_result(self, file: &Path, text: &str) -> Result<Vec<Problem>, ConfigError> {
+        let problems = in_order(self.errors.into_inner(), text);
+        if problems.is_empty() {
+            Ok(in_order(self.warnings.into_inner(), text))
+        } else {
+            Err(ConfigError {
+                file: file.to_owned(),
+                problems,
+            })
+        }
+    }
+}
+
+fn in_order(mut noted: Vec<(usize, String)>, text: &str) -> Vec<Problem> {
+    noted.sort_by_key(|&(offset, _)| offset);
+    let problem = |(offset, problem)| Problem {
+        place: Some(place(text, offset)),
+        text: problem,
+    };
+    noted.into_iter().map(problem).collect()
 }
 
 /// Line and column of an offset, both from 1; columns count characters.

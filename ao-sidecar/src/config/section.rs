@@ -95,6 +95,11 @@ impl<'p, 'i> Section<'p, 'i> {
         self.problems.add(&self.span_of(key), text);
     }
 
+    /// Notes a problem with a part of a value.
+    pub(super) fn problem_at(&self, span: &Range<usize>, text: impl Into<String>) {
+        self.problems.add(span, text);
+    }
+
     /// A string. Only copied if it was written with escapes.
     pub(super) fn text(&self, key: &str) -> Option<&str> {
         match self.table.get(key)?.get_ref() {
@@ -112,6 +117,25 @@ impl<'p, 'i> Section<'p, 'i> {
         parse(self.text(key)?)
             .map_err(|text| self.problem(key, text))
             .ok()
+    }
+
+    /// Strings with their places: one, or an array of them. `wanted` says in messages what they
+    /// should be.
+    pub(super) fn texts(&self, key: &str, wanted: &str) -> Option<Vec<(String, Range<usize>)>> {
+        let value = self.table.get(key)?;
+        let one = |item: &Spanned<DeValue<'i>>| match item.get_ref() {
+            DeValue::String(text) => Some((text.to_string(), item.span())),
+            other => self.wrong_type(key, wanted, other),
+        };
+        match value.get_ref() {
+            DeValue::Array(items) => items.iter().map(one).collect(),
+            _ => Some(vec![one(value)?]),
+        }
+    }
+
+    /// A value of any type.
+    pub(super) fn value(&self, key: &str) -> Option<&DeValue<'i>> {
+        self.table.get(key).map(Spanned::get_ref)
     }
 
     pub(super) fn boolean(&self, key: &str) -> Option<bool> {
@@ -200,7 +224,8 @@ impl<'p, 'i> Section<'p, 'i> {
         }
     }
 
-    fn wrong_type<T>(&self, key: &str, wanted: &str, found: &DeValue<'_>) -> Option<T> {
+    /// Notes that the value of `key`, or a part of it, has the wrong type.
+    pub(super) fn wrong_type<T>(&self, key: &str, wanted: &str, found: &DeValue<'_>) -> Option<T> {
         let found = found.type_str();
         self.problem(key, format!("`{key}` is of type {found}; write {wanted}"));
         None

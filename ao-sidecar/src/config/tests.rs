@@ -1,6 +1,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use insta::assert_snapshot;
 use proptest::prelude::*;
@@ -25,8 +26,13 @@ address = "10.0.0.2"
 key_chain = "transit"
 "#;
 
+/// 2026-06-01T00:00:00Z.
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_780_272_000)
+}
+
 fn parse(text: &str) -> Result<Config, ConfigError> {
-    Config::parse(text, Path::new("/etc/ao.toml"), 0o600)
+    Config::parse(text, Path::new("/etc/ao.toml"), 0o600, now())
 }
 
 fn accepted(text: &str) -> Config {
@@ -360,7 +366,7 @@ fn secret_files_are_checked() {
     write("long", &MARK.repeat(12), 0o600);
     let parse = |name: &str| {
         let text = with_secret(&format!("secret_file = {name:?}"));
-        Config::parse(&text, &folder.path().join("ao.toml"), 0o644)
+        Config::parse(&text, &folder.path().join("ao.toml"), 0o644, now())
     };
     let config = parse("good").unwrap();
     assert_eq!(config.peers[0].spec.keys[0].master_key.expose(), b"hunter2");
@@ -385,8 +391,10 @@ DIR/ao.toml:7:15: secret file DIR/. is not a regular file: write the name of a r
 
 #[test]
 fn secrets_in_a_readable_configuration_are_refused() {
-    let parse =
-        |lines: &str, mode| Config::parse(&with_secret(lines), Path::new("/etc/ao.toml"), mode);
+    let parse = |lines: &str, mode| {
+        let file = Path::new("/etc/ao.toml");
+        Config::parse(&with_secret(lines), file, mode, now())
+    };
     assert!(parse("secret_hex = \"00\"", 0o400).is_ok());
     assert_snapshot!(told(parse("secret_hex = \"00\"", 0o640)), @"/etc/ao.toml:7:14: the file holds a secret and is readable by others (mode 0640): chmod 600 /etc/ao.toml, or write `secret_file` with a file of its own");
     assert_snapshot!(told(parse("secret = \"hunter2\"", 0o604)), @"/etc/ao.toml:7:10: the file holds a secret and is readable by others (mode 0604): chmod 600 /etc/ao.toml, or write `secret_file` with a file of its own");

@@ -1,9 +1,11 @@
 //! SIGHUP: the configuration is read again, and its keys take the place of the former ones.
 
+use std::collections::BTreeMap;
+
 use datapath::settings::Settings;
 use nix::time::{ClockId, clock_gettime};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Peer, RolloverConfig};
 
 /// Why the running configuration stays.
 #[derive(Debug, thiserror::Error)]
@@ -53,10 +55,22 @@ pub(super) fn differing_settings(running: &Config, fresh: &Config) -> Vec<&'stat
         ("strip", strip != other.strip),
         ("on_exit", on_exit != other.on_exit),
         ("state_dir", state_dir != other.state_dir),
+        ("identity", running.identity != fresh.identity),
+        ("peering", running.listen != fresh.listen),
+        ("store", running.sealing_key != fresh.sealing_key),
+        ("peer.rollover", agreed(running) != agreed(fresh)),
     ]
     .into_iter()
     .filter_map(|(setting, differs)| differs.then_some(setting))
     .collect()
+}
+
+/// Peers whose keys are agreed, by name.
+fn agreed(config: &Config) -> BTreeMap<&str, &RolloverConfig> {
+    fn by_name(peer: &Peer) -> Option<(&str, &RolloverConfig)> {
+        Some((&peer.spec.name, peer.keys.rollover()?))
+    }
+    config.peers.iter().filter_map(by_name).collect()
 }
 
 /// What the service manager is told when a reload begins (sd_notify(3)).

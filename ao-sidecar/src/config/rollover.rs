@@ -1,0 +1,491 @@
+//! Peers whose keys are agreed with their own sidecar: `[peer.rollover]`, and what belongs to this
+//! end: `[identity]`, `[peering]`, `[store]`.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ao_engine::crypto::Algorithm;
+use keymgr::identity::Fingerprint;
+
+use super::lifetime::duration;
+use super::peer::interface_name;
+use super::section::{Schema, Section, suggest};
+
+pub(super) const ROLLOVER: Schema = Schema {
+    title: "[peer.rollover]",
+    required: &["endpoint"],
+    optional: &[
+        "fingerprint",
+        "ca_file",
+        "name",
+        "algorithm",
+        "interval",
+        "overlap",
+        "runway",
+        "highest_id",
+    ],
+};
+const IDENTITY: Schema = Schema {
+    title: "[identity]",
+    required: &[],
+    optional: &["cert_file", "key_file"],
+};
+const PEERING: Schema = Schema {
+    title: "[peering]",
+    required: &[],
+    optional: &["listen"],
+};
+const STORE: Schema = Schema {
+    title: "[store]",
+    required: &[],
+    optional: &["key_file", "key_credential"],
+};
+
+/// Where sidecars listen for their peers unless told otherwise.
+const DEFAULT_LISTEN: [&str; 2] = ["0.0.0.0:7179", "[::]:7179"];
+const DEFAULT_ALGORITHMS: [Algorithm; 2] = [Algorithm::Aes128Cmac96, Algorithm::HmacSha1_96];
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+const LEAST_INTERVAL: Duration = Duration::from_secs(10);
+/// Unless half the interval is less.
+const DEFAULT_OVERLAP: Duration = Duration::from_secs(3600);
+const DEFAULT_RUNWAY: u8 = 2;
+/// Room for the longest runway, the keys in use, and those whose IDs rest before they are reused.
+const LEAST_HIGHEST_ID: u8 = 15;
+
+/// A peer whose keys are agreed with the sidecar at its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RolloverConfig {
+    /// Where that sidecar answers.
+    pub endpoint: Endpoint,
+    /// How it is known.
+    pub trust: TrustConfig,
+    /// Algorithms of keys, the preferred one first; at least one, and none twice.
+    pub algorithms: Vec<Algorithm>,
+    /// Time between two changes of keys; 10 s at least.
+    pub interval: Duration,
+    /// How long the former key is accepted after a change; not above `interval`.
+    pub overlap: Duration,
+    /// Generations that are kept agreed in advance, 1 to 8.
+    pub runway: u8,
+    /// Highest KeyID that keys may get, 15 to 255.
+    pub highest_id: u8,
+}
+
+/// Host and TCP port of a sidecar. Shown as `host:port`, with IPv6 addresses in brackets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// An IP address, a link-local one with `%` and its interface, or a DNS name.
+    pub host: String,
+    /// Not 0.
+    pub port: u16,
+}
+
+/// How a far end is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TrustConfig {
+    /// By its key.
+    Pinned(Fingerprint),
+    /// By a certificate of the operator's own authority.
+    Authority {
+        /// PEM file with the authority's certificates.
+        ca_file: PathBuf,
+        /// DNS name or IP address that the certificate is for.
+        name: String,
+    },
+}
+
+/// What this end shows to its peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum IdentityConfig {
+    /// A key of its own, made in the state folder when absent.
+    #[default]
+    Own,
+    /// The operator's.
+    Files {
+        /// PEM file with the certificate and those between it and the authority's.
+        cert_file: PathBuf,
+        /// PEM file with its private key.
+        key_file: PathBuf,
+    },
+}
+
+/// Where the key that seals the store is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SealingConfig {
+    /// In the state folder, made when absent.
+    #[default]
+    Own,
+    /// In this file, made when absent.
+    File(PathBuf),
+    /// In the service manager's credential of this name (`LoadCredential=` of systemd).
+    Credential(String),
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') {
+            write!(f, "[{host}]:{port}")
+        } else {
+            write!(f, "{host}:{port}")
+        }
+    }
+}
+
+impl fmt::Display for TrustConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pinned(fingerprint) => write!(f, "fingerprint {fingerprint}"),
+            Self::Authority { name, .. } => write!(f, "name {name:?}"),
+        }
+    }
+}
+
+impl TrustConfig {
+    /// Whether a certificate could be taken for either. Names do not depend on the authority: the
+    /// one that two peers trust may be the same.
+    pub(super) fn confusable(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Pinned(one), Self::Pinned(other)) => one == other,
+            (Self::Authority { name: one, .. }, Self::Authority { name: other, .. }) => {
+                one.eq_ignore_ascii_case(other)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Reads `[peer.rollover]`. Files are relative to `folder`.
+pub(super) fn rollover(section: &Section<'_, '_>, folder: &Path) -> Option<RolloverConfig> {
+    let endpoint = section.parsed("endpoint", parse_endpoint);
+    let trust = trust(section, folder);
+    let algorithms = algorithms(section);
+    let (interval, overlap) = times(section);
+    let runway = section.integer("runway", 1..=8).unwrap_or(DEFAULT_RUNWAY);
+    let highest_id = section
+        .integer("highest_id", LEAST_HIGHEST_ID..=u8::MAX)
+        .unwrap_or(u8::MAX);
+    Some(RolloverConfig {
+        endpoint: endpoint?,
+        trust: trust?,
+        algorithms: algorithms?,
+        interval,
+        overlap,
+        runway,
+        highest_id,
+    })
+}
+
+fn times(section: &Section<'_, '_>) -> (Duration, Duration) {
+    let interval = duration(section, "interval").unwrap_or(DEFAULT_INTERVAL);
+    if interval < LEAST_INTERVAL {
+        section.problem(
+            "interval",
+            "`interval` is too short; write at least \"10s\"",
+        );
+    }
+    let overlap = duration(section, "overlap").unwrap_or(DEFAULT_OVERLAP.min(interval / 2));
+    if overlap > interval {
+        let text = format!(
+            "`overlap` is above the interval of {}, so former keys would pile up; write less",
+            humantime::format_duration(interval)
+        );
+        section.problem("overlap", text);
+    }
+    (interval, overlap)
+}
+
+fn trust(section: &Section<'_, '_>, folder: &Path) -> Option<TrustConfig> {
+    let help = "write `fingerprint`, or `ca_file` and `name`";
+    let authority = ["ca_file", "name"].into_iter().find(|key| section.has(key));
+    match (section.has("fingerprint"), authority) {
+        (true, Some(key)) => {
+            section.problem(
+                key,
+                format!("the peer has `fingerprint` and `{key}`; {help}"),
+            );
+            None
+        }
+        (true, None) => {
+            let fingerprint = section.parsed("fingerprint", |text| {
+                text.parse().map_err(|_| {
+                    "`fingerprint` is none; write sha256: and 64 hexadecimal digits, as \
+                     `ao-sidecar identity` prints them at the far end"
+                        .to_owned()
+                })
+            });
+            fingerprint.map(TrustConfig::Pinned)
+        }
+        (false, Some(_)) if !section.has("ca_file") || !section.has("name") => {
+            section.problem(
+                "ca_file",
+                "`ca_file` and `name` belong together; add the other",
+            );
+            None
+        }
+        (false, Some(_)) => {
+            let ca_file = existing_file(section, "ca_file", folder);
+            let name = section.parsed("name", parse_certificate_name);
+            Some(TrustConfig::Authority {
+                ca_file: ca_file?,
+                name: name?,
+            })
+        }
+        (false, None) => {
+            section.problem(
+                "fingerprint",
+                format!("nothing tells who the peer is; {help}"),
+            );
+            None
+        }
+    }
+}
+
+fn algorithms(section: &Section<'_, '_>) -> Option<Vec<Algorithm>> {
+    let Some(written) = section.texts("algorithm", "the name of an algorithm, or a list of names")
+    else {
+        return (!section.has("algorithm")).then(|| DEFAULT_ALGORITHMS.to_vec());
+    };
+    let mut algorithms = Vec::with_capacity(written.len());
+    for (name, span) in &written {
+        let problem = match name.parse::<Algorithm>() {
+            Ok(algorithm) if !algorithms.contains(&algorithm) => {
+                algorithms.push(algorithm);
+                continue;
+            }
+            Ok(_) => format!("algorithm {name:?} is there twice; remove one"),
+            Err(_) => {
+                let hint = suggest(name, Algorithm::ALL.iter().map(|known| known.name()));
+                format!("unknown algorithm {name:?}; {hint}")
+            }
+        };
+        section.problem_at(span, problem);
+    }
+    if written.is_empty() {
+        section.problem(
+            "algorithm",
+            "the list of algorithms is empty; name at least one",
+        );
+    }
+    (!written.is_empty() && algorithms.len() == written.len()).then_some(algorithms)
+}
+
+/// Reads `[identity]`.
+pub(super) fn identity(root: &mut Section<'_, '_>, folder: &Path) -> IdentityConfig {
+    let Some(section) = root.table("identity", &IDENTITY) else {
+        return IdentityConfig::Own;
+    };
+    if section.has("cert_file") != section.has("key_file") {
+        let text = "`cert_file` and `key_file` belong together; add the other, or leave both away \
+                    for a key that the sidecar makes";
+        section.problem("cert_file", text);
+    }
+    let cert_file = existing_file(&section, "cert_file", folder);
+    let key_file = existing_file(&section, "key_file", folder);
+    match (cert_file, key_file) {
+        (Some(cert_file), Some(key_file)) => IdentityConfig::Files {
+            cert_file,
+            key_file,
+        },
+        _ => IdentityConfig::Own,
+    }
+}
+
+/// Reads `[peering]`: where to listen when some peer's keys are `agreed`.
+pub(super) fn listen(root: &mut Section<'_, '_>, agreed: bool) -> Vec<SocketAddr> {
+    let section = root.table("peering", &PEERING);
+    let wanted = "an address and port, or a list of them";
+    let Some((section, written)) = section.and_then(|section| {
+        section
+            .texts("listen", wanted)
+            .map(|texts| (section, texts))
+    }) else {
+        let default = DEFAULT_LISTEN.iter().filter_map(|text| text.parse().ok());
+        return default.filter(|_| agreed).collect();
+    };
+    let mut listen = Vec::with_capacity(written.len());
+    for (text, span) in &written {
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() == 0 => {
+                section.problem_at(span, format!("{text:?} has port 0; write 1 to 65535"));
+            }
+            Ok(address) if listen.contains(&address) => {
+                section.problem_at(span, format!("{text:?} is there twice; remove one"));
+            }
+            Ok(address) => listen.push(address),
+            Err(_) => section.problem_at(
+                span,
+                format!(
+                    "{text:?} is no address and port; write one like \"10.0.0.1:7179\" or \
+                     \"[2001:db8::1]:7179\""
+                ),
+            ),
+        }
+    }
+    listen.retain(|_| agreed);
+    listen
+}
+
+/// Reads `[store]`.
+pub(super) fn sealing(root: &mut Section<'_, '_>, folder: &Path) -> SealingConfig {
+    let Some(section) = root.table("store", &STORE) else {
+        return SealingConfig::Own;
+    };
+    if section.has("key_file") && section.has("key_credential") {
+        let text = "the store has `key_file` and `key_credential`; write one of them";
+        section.problem("key_credential", text);
+    }
+    let file = section.parsed("key_file", |name| file_in(folder, "key_file", name));
+    let credential = section.parsed("key_credential", |name| {
+        // What systemd takes for a credential's name (systemd.exec(5)).
+        let fits = !name.is_empty()
+            && name.len() <= 255
+            && !name.starts_with('.')
+            && !name.contains(|c: char| c == '/' || c.is_control() || !c.is_ascii());
+        fits.then(|| name.to_owned())
+            .ok_or_else(|| format!("{name:?} is no name of a credential; write one without /"))
+    });
+    match (file, credential) {
+        (Some(file), _) => SealingConfig::File(file),
+        (None, Some(name)) => SealingConfig::Credential(name),
+        (None, None) => SealingConfig::Own,
+    }
+}
+
+fn file_in(folder: &Path, key: &str, name: &str) -> Result<PathBuf, String> {
+    if name.is_empty() || name.contains('\0') {
+        return Err(format!("`{key}` names no file; write the name of one"));
+    }
+    Ok(folder.join(name))
+}
+
+/// A file that must be there. It is read later.
+fn existing_file(section: &Section<'_, '_>, key: &str, folder: &Path) -> Option<PathBuf> {
+    section.parsed(key, |name| {
+        let path = file_in(folder, key, name)?;
+        match path.metadata() {
+            Ok(metadata) if metadata.is_file() => Ok(path),
+            Ok(_) => Err(format!(
+                "{} is not a regular file; write the name of a PEM file",
+                path.display()
+            )),
+            Err(error) => Err(format!(
+                "{} cannot be read: {error}: write the name of a PEM file",
+                path.display()
+            )),
+        }
+    })
+}
+
+fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
+    let refused = || {
+        format!(
+            "{text:?} is no endpoint; write one like \"10.0.0.2:7179\", \"[2001:db8::2]:7179\", \
+             \"[fe80::1%eth0]:7179\" or \"router.example.net:7179\""
+        )
+    };
+    let (host, port) = text.rsplit_once(':').ok_or_else(refused)?;
+    let port: u16 = port.parse().map_err(|_| refused())?;
+    if port == 0 {
+        return Err(format!("{text:?} has port 0; write 1 to 65535"));
+    }
+    let bracketed = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    let host = match bracketed {
+        Some(address) => parse_v6(address)?.ok_or_else(refused)?,
+        None if host.parse::<IpAddr>().is_ok_and(|host| host.is_ipv4()) => host.to_owned(),
+        None if is_dns_name(host) => host.to_owned(),
+        None => return Err(refused()),
+    };
+    Ok(Endpoint { host, port })
+}
+
+/// An IPv6 address, with its zone exactly when it is link-local; nothing when it is none.
+fn parse_v6(text: &str) -> Result<Option<String>, String> {
+    let (address, zone) = match text.split_once('%') {
+        Some((address, zone)) => (address, Some(interface_name(zone)?)),
+        None => (text, None),
+    };
+    let Ok(address) = address.parse::<Ipv6Addr>() else {
+        return Ok(None);
+    };
+    match (address.is_unicast_link_local(), zone) {
+        (true, Some(zone)) => Ok(Some(format!("{address}%{zone}"))),
+        (true, None) => Err(format!(
+            "link-local address without an interface; write \"[{address}%eth0]:…\" with the name \
+             of the interface"
+        )),
+        (false, Some(_)) => Err(format!(
+            "%interface is for link-local addresses only; write \"[{address}]:…\""
+        )),
+        (false, None) => Ok(Some(address.to_string())),
+    }
+}
+
+/// A DNS name or an IP address without zone.
+fn parse_certificate_name(text: &str) -> Result<String, String> {
+    if is_dns_name(text) || text.parse::<IpAddr>().is_ok() {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "{text:?} is no name that a certificate could be for; write a DNS name or an IP address"
+        ))
+    }
+}
+
+/// Letters, digits and hyphens in labels of 1 to 63 octets (RFC 1123 §2.1). The last label is not
+/// all digits: that is a mistyped address.
+fn is_dns_name(name: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|octet| octet.is_ascii_alphanumeric() || octet == b'-')
+    };
+    let last = name.rsplit('.').next().unwrap_or_default();
+    name.len() <= 253
+        && name.split('.').all(label)
+        && !last.bytes().all(|octet| octet.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_read_and_shown() {
+        for text in [
+            "10.0.0.2:7179",
+            "[2001:db8::2]:7179",
+            "[fe80::1%eth0]:1",
+            "router.example.net:65535",
+            "a:1",
+        ] {
+            assert_eq!(parse_endpoint(text).unwrap().to_string(), text);
+        }
+        for wrong in [
+            "",
+            "10.0.0.2",
+            ":7179",
+            "10.0.0.256:7179",
+            "10.0.0.2:0",
+            "10.0.0.2:65536",
+            "2001:db8::2:7179",
+            "[10.0.0.2]:7179",
+            "[fe80::1]:7179",
+            "[2001:db8::2%eth0]:7179",
+            "[fe80::1%]:7179",
+            "-a.example:7179",
+            "a..example:7179",
+            "a b:7179",
+            "https://a:7179",
+        ] {
+            assert!(parse_endpoint(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -6,6 +6,7 @@
 
 mod convert;
 pub mod operator;
+pub mod peer;
 mod service;
 mod socket;
 

@@ -23,8 +23,21 @@ pub struct Mkt {
     pub include_options: bool,
 }
 
+impl Mkt {
+    /// Whether it is the same MKT: the same IDs, and the same MACs.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        core::ptr::eq(self, other)
+            || (self.send_id == other.send_id
+                && self.recv_id == other.recv_id
+                && self.algorithm == other.algorithm
+                && self.include_options == other.include_options
+                && self.master_key == other.master_key)
+    }
+}
+
 /// An address prefix. Host bits are zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Prefix {
     address: IpAddr,
     length: u8,
@@ -203,6 +216,9 @@ pub struct Peer {
     /// Its MKTs in order of preference: the first is current_key and rnext_key of a new
     /// connection.
     pub keys: Vec<Arc<Mkt>>,
+    /// SendIDs of keys past the end of their time to send: they still verify, and nothing is
+    /// signed with them any more, whatever the far end asks for. Never that of the first key.
+    pub accept_only: Vec<u8>,
     /// Lowest TTL or hop limit accepted from it (RFC 5082); 0 accepts all.
     pub ttl_min: u8,
 }
@@ -255,18 +271,21 @@ impl Policy {
     /// When IDs within a peer or selectors of two peers overlap (RFC 5925 §3.1: "MKTs that match
     /// the same connection MUST NOT share a KeyID").
     pub fn new(peers: Vec<Peer>) -> Result<Self, PolicyError> {
-        for (index, peer) in peers.iter().enumerate() {
+        // Only peers of the same prefix can be in each other's way.
+        let mut alike: BTreeMap<Prefix, Vec<&Peer>> = BTreeMap::new();
+        for peer in &peers {
             check_ids(peer)?;
-            if let Some(first) = peers
+            let earlier = alike.entry(peer.selector.remote).or_default();
+            let rival = earlier
                 .iter()
-                .take(index)
-                .find(|first| first.selector.conflicts(&peer.selector))
-            {
+                .find(|earlier| earlier.selector.conflicts(&peer.selector));
+            if let Some(first) = rival {
                 return Err(PolicyError::Ambiguous {
                     first: first.name.clone(),
                     second: peer.name.clone(),
                 });
             }
+            earlier.push(peer);
         }
         let mut peers: Vec<Arc<Peer>> = peers.into_iter().map(Arc::new).collect();
         peers.sort_by_key(|peer| core::cmp::Reverse(peer.selector.precedence()));
@@ -344,6 +363,7 @@ mod tests {
                 domain: None,
             },
             keys: vec![],
+            accept_only: vec![],
             ttl_min: 0,
         }
     }

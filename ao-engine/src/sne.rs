@@ -27,6 +27,13 @@ impl HighWater {
         self.0
     }
 
+    /// The number on the wire.
+    #[must_use]
+    pub fn wire(self) -> u32 {
+        let [.., b3, b2, b1, b0] = self.0.to_be_bytes();
+        u32::from_be_bytes([b3, b2, b1, b0])
+    }
+
     /// SNE of the mark itself.
     #[must_use]
     pub fn sne(self) -> u32 {
@@ -37,8 +44,7 @@ impl HighWater {
     /// space away counts as old.
     #[must_use]
     pub fn extend(self, seq: u32) -> u64 {
-        let [.., b3, b2, b1, b0] = self.0.to_be_bytes();
-        let ahead = seq.wrapping_sub(u32::from_be_bytes([b3, b2, b1, b0]));
+        let ahead = seq.wrapping_sub(self.wire());
         self.0.wrapping_add_signed(i64::from(ahead.cast_signed()))
     }
 

@@ -171,12 +171,10 @@ fn obstacle(peer: &PeerSpec, peers: &[PeerSpec], abilities: &Abilities) -> Optio
     if let Some(reason) = &abilities.out_of_reach {
         return Some(reason.clone());
     }
-    let missing = peer
-        .keys
-        .iter()
-        .find(|key| !abilities.algorithms.contains(&key.algorithm));
-    if let Some(key) = missing {
-        return Some(format!("this kernel refuses {}", key.algorithm));
+    let keys = peer.keys.iter().map(|key| key.algorithm);
+    let mut algorithms = keys.chain(peer.algorithms.iter().copied());
+    if let Some(missing) = algorithms.find(|algorithm| !abilities.algorithms.contains(algorithm)) {
+        return Some(format!("this kernel refuses {missing}"));
     }
     if peer.vrf.is_some() && !abilities.vrf_keys {
         return Some("this kernel refuses keys for one VRF".to_owned());
@@ -227,6 +225,7 @@ mod tests {
             interface: None,
             vrf: None,
             keys: vec![Arc::new(mkt)],
+            algorithms: Vec::new(),
             ttl_min: 0,
             datapath: Choice::Auto,
         }

@@ -3,6 +3,7 @@
 mod abort;
 mod choice;
 mod datapath;
+mod keys;
 mod lock;
 mod policy;
 mod protected;
@@ -19,4 +20,5 @@ pub mod settings;
 pub use choice::Decision;
 pub use datapath::{Datapath, ReloadError, StartError, StopError, install_guard, remove_guard};
 pub use kernel::RefusedKeys;
+pub use keys::{KeyError, Removal};
 pub use userspace::JournalError;

@@ -81,6 +81,7 @@ mod tests {
             interface: None,
             vrf: None,
             keys: Vec::new(),
+            algorithms: Vec::new(),
             ttl_min: 0,
             datapath: Choice::Auto,
         };

@@ -43,6 +43,8 @@ pub struct KeyUse {
     pub good: u64,
     /// Segments from the peer that named it and did not verify.
     pub bad: u64,
+    /// Segments signed with it; the kernel does not tell.
+    pub sent: Option<u64>,
 }
 
 /// One TCP session.
@@ -76,7 +78,8 @@ pub struct Session {
     pub key_not_found: u64,
     /// ICMP errors about the session that the kernel did not believe.
     pub dropped_icmp: u64,
-    /// The kernel's counts of each key; empty with the userspace backend.
+    /// Counts of each key, in the order of preference with the userspace backend; empty for a
+    /// session that has not been seen since a restart.
     pub keys: Vec<KeyUse>,
     /// Sequence number extension of what was sent last, where the backend tells.
     pub snd_sne: Option<u32>,

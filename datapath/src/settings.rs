@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ao_engine::crypto::Algorithm;
 use ao_engine::policy::{Mkt, Prefix};
 
 /// Which backend the operator wants for a peer.
@@ -55,8 +56,11 @@ pub struct PeerSpec {
     pub interface: Option<String>,
     /// VRF device the sessions live in; any domain when absent.
     pub vrf: Option<String>,
-    /// MKTs in order of preference.
+    /// MKTs in order of preference. A peer without any is blocked: nothing passes either way.
     pub keys: Vec<Arc<Mkt>>,
+    /// Algorithms of keys that the peer may get while the datapath runs, beside those of `keys`:
+    /// `Choice::Auto` takes the kernel only if it has them all.
+    pub algorithms: Vec<Algorithm>,
     /// Lowest TTL or hop limit accepted from the peer; 0 accepts all.
     pub ttl_min: u8,
     /// Which backend is wanted.

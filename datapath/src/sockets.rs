@@ -38,7 +38,12 @@ pub(crate) fn of_peers(policy: &Policy, links: &Links) -> io::Result<Vec<PeerSoc
 
 /// `local – remote`, for messages.
 pub(crate) fn name(socket: &TcpSocket) -> String {
-    format!("{} – {}", socket.local, socket.remote)
+    between(socket.local, socket.remote)
+}
+
+/// The same of a session's ends.
+pub(crate) fn between(local: SocketAddr, remote: SocketAddr) -> String {
+    format!("{local} – {remote}")
 }
 
 /// Closes a session that cannot go on: its daemon reconnects, protected.

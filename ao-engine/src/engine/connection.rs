@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use super::nudge::Template;
 use crate::crypto::{KdfContext, MacProvider, derive};
 use crate::policy::{ConnectionId, Mkt, Peer};
 use crate::record::{EntryId, Record};
@@ -44,6 +45,43 @@ pub struct SessionCounters {
     pub sent: u64,
 }
 
+/// Segments of one connection with one of its peer's keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyCounters {
+    /// Received and verified.
+    pub good: u64,
+    /// Received with its RecvID and refused.
+    pub bad: u64,
+    /// Signed and sent.
+    pub sent: u64,
+}
+
+/// Where a segment of the far end stands in both streams: its sequence number and its
+/// acknowledgment.
+type Place = (u64, u64);
+
+/// The latest moves of current_key.
+#[derive(Clone, Copy, Debug)]
+struct Switch {
+    /// Place of the segments that asked for them.
+    place: Place,
+    /// By SendID, one bit each: keys that were left at this place.
+    left: [u64; 4],
+}
+
+impl Switch {
+    fn has_left(&self, send_id: u8) -> bool {
+        let word = self.left.get(usize::from(send_id / 64));
+        word.is_some_and(|word| word >> (send_id % 64) & 1 == 1)
+    }
+
+    fn leave(&mut self, send_id: u8) {
+        if let Some(word) = self.left.get_mut(usize::from(send_id / 64)) {
+            *word |= 1 << (send_id % 64);
+        }
+    }
+}
+
 #[derive(Debug)]
 struct CachedKey<K> {
     mkt: usize,
@@ -76,15 +114,17 @@ pub(super) struct Connection<K> {
     pub(super) received: HighWater,
     /// Highest acknowledgment received, on the scale of `sent`.
     pub(super) acked: HighWater,
-    /// Index of current_key among the peer's keys.
+    /// Index of current_key among the peer's keys. rnext_key is the first of them: which one the
+    /// far end is asked to use is a matter of management (RFC 5925 §3.3).
     pub(super) current: usize,
-    /// Index of rnext_key among the peer's keys.
-    pub(super) rnext: usize,
     pub(super) last_seen: Instant,
     pub(super) counters: SessionCounters,
+    /// By the index of the key; shorter while the last ones were never used.
+    key_counters: Vec<KeyCounters>,
     keys: Vec<CachedKey<K>>,
-    /// Place of the segment that moved current_key last.
-    switched_at: Option<(u64, u64)>,
+    switch: Option<Switch>,
+    /// The last segment sent, for those that the engine makes itself.
+    pub(super) template: Template,
     path_mtu: Option<(u32, Instant)>,
     ending: Ending,
     saved: (u64, u64),
@@ -106,18 +146,19 @@ impl<K> Connection<K> {
             received: mark,
             acked: mark,
             current: 0,
-            rnext: 0,
             last_seen: now,
             counters: SessionCounters::default(),
+            key_counters: Vec::new(),
             keys: Vec::new(),
-            switched_at: None,
+            switch: None,
+            template: Template::default(),
             path_mtu: None,
             ending: Ending::default(),
             saved: (0, 0),
         }
     }
 
-    /// An entry as it was recorded. Keys that are no longer configured give way to the first.
+    /// An entry as it was recorded. A key that is no longer to be sent with gives way to the first.
     pub(super) fn from_record(
         record: &Record,
         entry: EntryId,
@@ -133,26 +174,77 @@ impl<K> Connection<K> {
         connection.received = HighWater::from_value(record.received);
         // What was acknowledged is not on record: as far back as a window reaches.
         connection.acked = HighWater::from_value(record.sent.wrapping_sub(LARGEST_WINDOW));
-        connection.choose_keys(keys, record.current_key, record.rnext_key);
+        connection.choose_current(keys, record.current_key);
         connection.saved = (record.sent, record.received);
         // The record does not tell which segment moved current_key last. It may be the newest of a
         // quiet connection, whose replay must not move it back.
-        connection.switched_at = Some((record.received, record.sent));
+        connection.switch = Some(Switch {
+            place: (record.received, record.sent),
+            left: [u64::MAX; 4],
+        });
         connection
     }
 
-    /// Points current_key and rnext_key to the keys with these IDs, or to the first.
-    pub(super) fn choose_keys(&mut self, peer: &Peer, current_send_id: u8, rnext_recv_id: u8) {
-        let position = |wanted: &dyn Fn(&Mkt) -> bool| peer.keys.iter().position(|key| wanted(key));
-        self.current = position(&|key| key.send_id == current_send_id).unwrap_or(0);
-        self.rnext = position(&|key| key.recv_id == rnext_recv_id).unwrap_or(0);
-        self.keys.clear();
+    /// Follows from one peer entry to another: keys that are in both keep their counts and their
+    /// traffic keys.
+    pub(super) fn follow_keys(&mut self, old: Option<&Peer>, new: &Peer) {
+        let old_keys = old.map_or(&[][..], |old| &old.keys);
+        let current = old_keys.get(self.current).map(|key| key.send_id);
+        let moved = |mkt: usize| {
+            let before = old_keys.get(mkt)?;
+            new.keys.iter().position(|key| key.is_same(before))
+        };
+        let counters = core::mem::take(&mut self.key_counters);
+        for (mkt, counted) in counters.into_iter().enumerate() {
+            if let Some(place) = moved(mkt) {
+                self.count(place, |counters| *counters = counted);
+            }
+        }
+        self.keys.retain_mut(|cached| {
+            let place = moved(cached.mkt);
+            cached.mkt = place.unwrap_or_default();
+            place.is_some()
+        });
+        match current {
+            Some(send_id) => self.choose_current(new, send_id),
+            None => self.current = 0,
+        }
+    }
+
+    /// Points current_key to the key with this SendID, if that may be sent with, else to the
+    /// first. A connection that is no more than our SYN begins anew with the first key: its peer
+    /// is looked up for each SYN (RFC 5925 §7.4), whose traffic key depends on no earlier segment,
+    /// and the far end, which has answered none yet, answers by the key that it is asked for.
+    fn choose_current(&mut self, peer: &Peer, send_id: u8) {
+        let mut keys = peer.keys.iter();
+        let may_send = !self.is_only_begun() && !peer.accept_only.contains(&send_id);
+        let place = keys.position(|key| key.send_id == send_id);
+        self.current = place.filter(|_| may_send).unwrap_or(0);
+    }
+
+    fn is_only_begun(&self) -> bool {
+        self.local_isn.is_some() && self.remote_isn.is_none() && !self.proven
     }
 
     /// SendID of current_key and RecvID of rnext_key.
     pub(super) fn key_ids(&self, peer: &Peer) -> Option<(u8, u8)> {
         let current = peer.keys.get(self.current)?.send_id;
-        Some((current, peer.keys.get(self.rnext)?.recv_id))
+        Some((current, peer.keys.first()?.recv_id))
+    }
+
+    /// Counts something of the key with this index.
+    pub(super) fn count(&mut self, mkt: usize, note: impl FnOnce(&mut KeyCounters)) {
+        if self.key_counters.len() <= mkt {
+            self.key_counters.resize(mkt + 1, KeyCounters::default());
+        }
+        if let Some(counters) = self.key_counters.get_mut(mkt) {
+            note(counters);
+        }
+    }
+
+    /// Counts by the index of the key.
+    pub(super) fn key_counters(&self) -> &[KeyCounters] {
+        &self.key_counters
     }
 
     pub(super) fn set_local_isn(&mut self, isn: u32) {
@@ -227,8 +319,9 @@ impl<K> Connection<K> {
         })
     }
 
-    /// Notes a segment that was signed.
-    pub(super) fn note_sent(&mut self, segment: &Segment, now: Instant) {
+    /// Notes a segment that was signed with the key of this index.
+    pub(super) fn note_sent(&mut self, mkt: usize, segment: &Segment, now: Instant) {
+        self.count(mkt, |key| key.sent += 1);
         let end = self
             .sent
             .extend(segment.seq)
@@ -239,8 +332,15 @@ impl<K> Connection<K> {
         self.note_flags(segment.flags, true);
     }
 
-    /// Notes a segment whose MAC verified.
-    pub(super) fn note_received(&mut self, segment: &Segment, now: Instant) {
+    /// Notes an acknowledgment that this end's TCP knows nothing of.
+    pub(super) fn note_acknowledged(&mut self, mkt: usize) {
+        self.count(mkt, |key| key.sent += 1);
+        self.counters.sent += 1;
+    }
+
+    /// Notes a segment whose MAC verified with the key of this index.
+    pub(super) fn note_received(&mut self, mkt: usize, segment: &Segment, now: Instant) {
+        self.count(mkt, |key| key.good += 1);
         self.received.advance(self.received.extend(segment.seq));
         if segment.flags.ack() && self.local_isn.is_some() {
             self.acked.advance(self.acked.extend(segment.ack));
@@ -263,24 +363,34 @@ impl<K> Connection<K> {
         }
     }
 
-    /// Whether a verified segment may move current_key: it is the newest so far, and not level
-    /// with the one that moved it last, as two acknowledgments of a quiet connection are. An old
-    /// one, replayed, must not take the connection back to a key the far end no longer has.
-    pub(super) fn may_switch_key(&self, segment: &Segment) -> bool {
+    /// Whether a verified segment may move current_key to the key with this SendID: it is the
+    /// newest so far. An old one, replayed, must not take the connection back to a key the far end
+    /// no longer has. Among segments that are level, as all acknowledgments of a quiet connection
+    /// are, none leads back to a key that was left there.
+    pub(super) fn may_switch_key(&self, segment: &Segment, send_id: u8) -> bool {
         let (seq, ack) = self.place_of(segment);
+        let level = self.switch.filter(|switch| switch.place == (seq, ack));
         seq.wrapping_sub(self.received.value()).cast_signed() >= 0
             && ack.wrapping_sub(self.acked.value()).cast_signed() >= 0
-            && self.switched_at != Some((seq, ack))
+            && level.is_none_or(|switch| !switch.has_left(send_id))
     }
 
-    /// Moves current_key, as a segment of the far end asked.
-    pub(super) fn switch_key(&mut self, current: usize, segment: &Segment) {
+    /// Moves current_key away from the key with the SendID `left`, as a segment of the far end
+    /// asked.
+    pub(super) fn switch_key(&mut self, left: u8, current: usize, segment: &Segment) {
+        let place = self.place_of(segment);
+        let level = self.switch.filter(|switch| switch.place == place);
+        let mut switch = level.unwrap_or(Switch {
+            place,
+            left: [0; 4],
+        });
+        switch.leave(left);
+        self.switch = Some(switch);
         self.current = current;
-        self.switched_at = Some(self.place_of(segment));
     }
 
     /// Where a segment of the far end stands in both streams.
-    fn place_of(&self, segment: &Segment) -> (u64, u64) {
+    fn place_of(&self, segment: &Segment) -> Place {
         let ack = match segment.flags.ack() {
             true => self.acked.extend(segment.ack),
             false => self.acked.value(),
@@ -293,6 +403,16 @@ impl<K> Connection<K> {
         let seq = self.sent.extend(seq);
         let behind_end = self.sent.value().wrapping_sub(seq).cast_signed() > 0;
         behind_end && seq.wrapping_sub(self.acked.value()).cast_signed() >= 0
+    }
+
+    /// Neither end has begun to close.
+    pub(super) fn is_open(&self) -> bool {
+        let Ending {
+            fin_sent,
+            fin_received,
+            reset,
+        } = self.ending;
+        self.proven && !fin_sent && !fin_received && !reset
     }
 
     /// Both ends are done with the connection.
@@ -348,7 +468,7 @@ impl<K> Connection<K> {
             sent: self.sent.value(),
             received: self.received.value(),
             current_key: peer.keys.get(self.current).map_or(0, |key| key.send_id),
-            rnext_key: peer.keys.get(self.rnext).map_or(0, |key| key.recv_id),
+            rnext_key: peer.keys.first().map_or(0, |key| key.recv_id),
             proven: self.proven,
         }
     }

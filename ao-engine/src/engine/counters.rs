@@ -1,10 +1,10 @@
 //! Counters per peer, and for packets of no peer.
 
+use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::policy::Policy;
+use crate::policy::{Peer, Policy};
 use crate::reason::DropReason;
 
 /// Refused packets by reason.
@@ -67,13 +67,13 @@ pub(super) struct Counters {
 impl Counters {
     /// Follows a new policy; a peer keeps its counts under its name.
     pub(super) fn follow(&mut self, policy: &Policy) {
-        let mut old = core::mem::take(&mut self.peers);
-        self.peers = vec![];
-        for peer in policy.peers() {
-            let kept = old.iter().position(|(name, _)| *name == peer.name);
-            let counters = kept.map(|at| old.swap_remove(at).1).unwrap_or_default();
-            self.peers.push((peer.name.clone(), counters));
-        }
+        let old = core::mem::take(&mut self.peers);
+        let mut old: BTreeMap<Arc<str>, PeerCounters> = old.into_iter().collect();
+        let of_peer = |peer: &Arc<Peer>| {
+            let counters = old.remove(&peer.name).unwrap_or_default();
+            (peer.name.clone(), counters)
+        };
+        self.peers = policy.peers().iter().map(of_peer).collect();
     }
 
     pub(super) fn peer(&mut self, index: usize) -> Option<&mut PeerCounters> {

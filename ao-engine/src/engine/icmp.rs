@@ -72,6 +72,7 @@ impl<P: MacProvider> Engine<P> {
             reason,
             peer: Some(peer_index),
             connection: Some(id),
+            key: None,
         };
         Some(Verdict::Drop(self.refuse(&refusal)))
     }

@@ -66,6 +66,7 @@ impl<P: MacProvider> Engine<P> {
             reason,
             peer: Some(peer_index),
             connection: Some(id),
+            key: None,
         };
         let policy = self.policy.clone();
         let peer = policy
@@ -90,7 +91,10 @@ impl<P: MacProvider> Engine<P> {
         let (mkt_index, mkt) = find_key(peer, |key| key.recv_id == ao.key_id)
             .ok_or_else(|| refusal(DropReason::UnknownKeyId))?;
         if ao.len != mkt.algorithm.option_len() {
-            return Err(refusal(DropReason::MacLength));
+            return Err(Refusal {
+                key: Some(mkt_index),
+                ..refusal(DropReason::MacLength)
+            });
         }
         // Before anything that costs a key derivation or a token of the recovery budget.
         if !checksum_ok(bytes, &segment) {
@@ -124,6 +128,7 @@ impl<P: MacProvider> Engine<P> {
             reason,
             peer: Some(plan.peer),
             connection: Some(plan.id),
+            key: Some(plan.mkt),
         };
         let Some((peer, mkt)) = policy
             .peers()
@@ -326,7 +331,7 @@ impl<P: MacProvider> Engine<P> {
                 let mut entry = Connection::new(plan.id, self.table.number(), plan.peer, now);
                 entry.set_local_isn(local_isn);
                 entry.set_remote_isn(remote_isn);
-                entry.note_received(&plan.segment, now);
+                entry.note_received(plan.mkt, &plan.segment, now);
                 follow_rnext(&mut entry, peer, plan);
                 // Still provisional: an old handshake can be replayed whole.
                 let handle = self
@@ -372,6 +377,7 @@ impl<P: MacProvider> Engine<P> {
         // and this one gets our ISN when the local TCP answers.
         entry.set_remote_isn(isn);
         entry.counters.good = 1;
+        entry.count(plan.mkt, |key| key.good = 1);
         follow_rnext(&mut entry, peer, plan);
         self.table
             .insert_opening(now, entry)
@@ -390,9 +396,10 @@ impl<P: MacProvider> Engine<P> {
         let Some(entry) = self.table.get_mut(handle) else {
             return;
         };
-        let may_switch = entry.may_switch_key(&plan.segment);
+        let wanted = plan.ao.rnext_key_id;
+        let may_switch = entry.may_switch_key(&plan.segment, wanted);
         let first_proof = !core::mem::replace(&mut entry.proven, true);
-        entry.note_received(&plan.segment, now);
+        entry.note_received(plan.mkt, &plan.segment, now);
         let switched = may_switch && follow_rnext(entry, peer, plan);
         let must_save = first_proof || switched || entry.needs_saving();
         if first_proof {
@@ -436,6 +443,7 @@ impl Refusal {
             reason,
             peer: None,
             connection: None,
+            key: None,
         }
     }
 }
@@ -488,15 +496,20 @@ pub(super) fn lower_mss(buf: &mut PacketBuf<'_>, segment: &Segment, route: Optio
 }
 
 /// RFC 5925 §7.5: RNextKeyID names, by its SendID, the key the far end wants to receive. Unknown
-/// means no action. True if current_key moved.
+/// means no action, and so does one whose time to send has passed. True if current_key moved.
 fn follow_rnext<K>(entry: &mut Connection<K>, peer: &Peer, plan: &VerifyPlan<K>) -> bool {
-    match find_key(peer, |key| key.send_id == plan.ao.rnext_key_id) {
-        Some((wanted, _)) if wanted != entry.current => {
-            entry.switch_key(wanted, &plan.segment);
-            true
-        }
-        _ => false,
+    let wanted = plan.ao.rnext_key_id;
+    let Some(current) = peer.keys.get(entry.current) else {
+        return false;
+    };
+    if current.send_id == wanted || peer.accept_only.contains(&wanted) {
+        return false;
     }
+    let Some((place, _)) = find_key(peer, |key| key.send_id == wanted) else {
+        return false;
+    };
+    entry.switch_key(current.send_id, place, &plan.segment);
+    true
 }
 
 fn find_key(peer: &Peer, wanted: impl Fn(&Mkt) -> bool) -> Option<(usize, &Mkt)> {

@@ -14,6 +14,7 @@ mod connection;
 mod counters;
 mod icmp;
 mod inbound;
+mod nudge;
 mod outbound;
 mod table;
 
@@ -22,7 +23,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
-pub use connection::SessionCounters;
+pub use connection::{KeyCounters, SessionCounters};
 pub use counters::{DropCounters, PeerCounters};
 
 use connection::Connection;
@@ -32,7 +33,7 @@ use outbound::SignPlan;
 use table::{Handle, Table};
 
 use crate::crypto::{Mac, MacJob, MacProvider};
-use crate::policy::{ConnectionId, Peer, Policy};
+use crate::policy::{ConnectionId, Mkt, Peer, Policy};
 use crate::reason::DropReason;
 use crate::record::{EntryId, Record};
 use crate::time::Instant;
@@ -157,12 +158,24 @@ pub struct SessionView<'a> {
     pub rnext_key: u8,
     /// Its segments.
     pub counters: SessionCounters,
+    /// The same by key, in the order of the peer's keys; shorter while the last were not used.
+    pub key_counters: &'a [KeyCounters],
     /// SNE of what was sent last.
     pub snd_sne: u32,
     /// SNE of what was received last.
     pub rcv_sne: u32,
     /// When its last genuine segment passed.
     pub last_seen: Instant,
+}
+
+impl SessionView<'_> {
+    /// The keys of its peer, and how much the session has used each.
+    pub fn keys(&self) -> impl Iterator<Item = (&Mkt, KeyCounters)> {
+        let counters = self.key_counters.iter().copied();
+        let unused = core::iter::repeat(KeyCounters::default());
+        let keys = self.peer.keys.iter().map(AsRef::as_ref);
+        keys.zip(counters.chain(unused))
+    }
 }
 
 /// TCP-AO for the connections of one worker.
@@ -190,6 +203,8 @@ struct Refusal {
     reason: DropReason,
     peer: Option<usize>,
     connection: Option<ConnectionId>,
+    /// Index of the key that the segment named, where it is the key that did not fit.
+    key: Option<usize>,
 }
 
 impl<P: MacProvider> Engine<P> {
@@ -208,12 +223,12 @@ impl<P: MacProvider> Engine<P> {
         }
     }
 
-    /// Replaces the policy. Connections whose peer is gone, or has no keys left, are forgotten;
-    /// the others keep current_key and rnext_key by their IDs where these still exist.
+    /// Replaces the policy. Connections whose peer is gone, or has no keys left, are forgotten.
     ///
-    /// Where a peer has another first key than before, that key becomes rnext_key: which one the
-    /// far end is asked to use is a matter of management (RFC 5925 §3.3). current_key is the far
-    /// end's to move, by its RNextKeyID, as long as the key exists.
+    /// The first key of its peer is rnext_key of a connection: which one the far end is asked to
+    /// use is a matter of management (RFC 5925 §3.3). current_key is the far end's to move, by its
+    /// RNextKeyID, as long as the key exists and may be sent with; else it is the first key, too.
+    /// So it is for a connection whose SYN the far end has not answered.
     pub fn set_policy(&mut self, policy: Arc<Policy>) {
         let old = core::mem::replace(&mut self.policy, policy);
         let policy = &self.policy;
@@ -225,12 +240,8 @@ impl<P: MacProvider> Engine<P> {
             };
             let was = old.peers().get(connection.peer);
             let before = was.and_then(|was| connection.key_ids(was));
-            let (current, mut rnext) = before.unwrap_or_default();
-            if was.and_then(first_key) != first_key(peer) {
-                rnext = peer.keys.first().map_or(rnext, |first| first.recv_id);
-            }
             connection.peer = index;
-            connection.choose_keys(peer, current, rnext);
+            connection.follow_keys(was.map(AsRef::as_ref), peer);
             // Else a restart would ask for the former key again.
             if connection.local_isn.is_some() && connection.key_ids(peer) != before {
                 self.changes.push(Change {
@@ -296,18 +307,25 @@ impl<P: MacProvider> Engine<P> {
         changes
     }
 
-    /// Takes up a connection as it was recorded. False if no configured peer with a key covers
+    /// Takes up a connection as it was recorded, with the keys as they are now. False if no configured peer with a key covers
     /// it, or the table is full.
     pub fn restore(&mut self, now: Instant, entry: EntryId, record: &Record) -> bool {
         let Some((index, peer)) = usable_peer(&self.policy, &record.connection) else {
             return false;
         };
         let connection = Connection::from_record(record, entry, index, peer, now);
+        let moved = connection.key_ids(peer) != Some((record.current_key, record.rnext_key));
         let inserted = if record.proven {
             self.table.insert_live(now, connection)
         } else {
             self.table.insert_opening(now, connection)
         };
+        if let Ok(handle) = inserted
+            && moved
+            && record.local_isn.is_some()
+        {
+            self.save(None, handle);
+        }
         inserted.is_ok()
     }
 
@@ -351,8 +369,9 @@ impl<P: MacProvider> Engine<P> {
                         (false, false) => SessionState::Opening,
                     },
                     current_key: peer.keys.get(entry.current)?.send_id,
-                    rnext_key: peer.keys.get(entry.rnext)?.recv_id,
+                    rnext_key: peer.keys.first()?.recv_id,
                     counters: entry.counters,
+                    key_counters: entry.key_counters(),
                     snd_sne: entry.sent.sne(),
                     rcv_sne: entry.received.sne(),
                     last_seen: entry.last_seen,
@@ -430,6 +449,7 @@ impl<P: MacProvider> Engine<P> {
             reason,
             peer,
             ref connection,
+            key,
         } = *refusal;
         self.counters.drops(peer).count(reason);
         let entry = connection.as_ref().and_then(|id| self.table.any(id));
@@ -438,6 +458,9 @@ impl<P: MacProvider> Engine<P> {
                 DropReason::Unsigned | DropReason::Md5 => entry.counters.unsigned += 1,
                 DropReason::UnknownKeyId | DropReason::MacLength | DropReason::BadMac => {
                     entry.counters.bad += 1;
+                    if let Some(key) = key {
+                        entry.count(key, |key| key.bad += 1);
+                    }
                 }
                 _ => {}
             }
@@ -476,11 +499,6 @@ impl<P: MacProvider> Engine<P> {
             .map(|entry| entry.peer)
             .or_else(|| self.policy.find(id))
     }
-}
-
-/// SendID and RecvID of the preferred key.
-fn first_key(peer: &Arc<Peer>) -> Option<(u8, u8)> {
-    peer.keys.first().map(|key| (key.send_id, key.recv_id))
 }
 
 /// The peer that covers a connection, if it has a key at all.

@@ -17,6 +17,7 @@ use crate::wire::{
 pub(super) struct SignPlan {
     id: ConnectionId,
     peer: usize,
+    mkt: usize,
     pub(super) handle: Handle,
     /// Place of the traffic key in its entry.
     pub(super) key: usize,
@@ -47,6 +48,7 @@ impl<P: MacProvider> Engine<P> {
             reason,
             peer: Some(peer_index),
             connection: Some(id),
+            key: None,
         };
         let policy = self.policy.clone();
         let peer = policy
@@ -87,6 +89,7 @@ impl<P: MacProvider> Engine<P> {
         Ok(SignPlan {
             id,
             peer: peer_index,
+            mkt: mkt_index,
             handle,
             key,
             segment,
@@ -106,11 +109,15 @@ impl<P: MacProvider> Engine<P> {
             reason: DropReason::TableFull,
             peer: Some(plan.peer),
             connection: Some(plan.id),
+            key: None,
         };
         set_mac(packet.buf.bytes_mut(), &plan.ao, mac);
         fill_checksum(packet.buf.bytes_mut(), &plan.segment);
         let entry = self.table.get_mut(plan.handle).ok_or_else(refusal)?;
-        entry.note_sent(&plan.segment, now);
+        entry.note_sent(plan.mkt, &plan.segment, now);
+        entry
+            .template
+            .set(now, packet.link, packet.buf.bytes(), &plan.segment);
         let path_mtu = entry.path_mtu(now);
         let needs_saving = entry.needs_saving();
         if let Some(counters) = self.counters.peer(plan.peer) {
@@ -278,14 +285,17 @@ fn refuse_foreign_signature(bytes: &[u8], segment: &Segment) -> Result<(), DropR
 }
 
 /// current_key with its index, and rnext_key's RecvID (RFC 5925 §7.4).
-fn sending_keys<'a, K>(entry: &Connection<K>, peer: &'a Peer) -> Option<(usize, &'a Mkt, u8)> {
+pub(super) fn sending_keys<'a, K>(
+    entry: &Connection<K>,
+    peer: &'a Peer,
+) -> Option<(usize, &'a Mkt, u8)> {
     let current = peer.keys.get(entry.current)?;
-    let rnext = peer.keys.get(entry.rnext)?;
+    let rnext = peer.keys.first()?;
     Some((entry.current, current, rnext.recv_id))
 }
 
 /// Inserts the option, at the cost of SACK blocks where the 40 octets are full.
-fn make_room_and_insert(
+pub(super) fn make_room_and_insert(
     buf: &mut PacketBuf<'_>,
     segment: &mut Segment,
     mkt: &Mkt,

@@ -194,21 +194,23 @@ impl<K> Table<K> {
         self.vacate(handle);
     }
 
-    /// Removes every entry for which `gone` holds.
-    pub(super) fn remove_where(&mut self, gone: impl Fn(&Connection<K>) -> bool) {
-        let doomed: Vec<Handle> = self
-            .slots
-            .iter()
-            .enumerate()
+    /// Every entry for which `wanted` holds.
+    pub(super) fn handles(&self, wanted: impl Fn(&Connection<K>) -> bool) -> Vec<Handle> {
+        let slots = self.slots.iter().enumerate();
+        slots
             .filter_map(|(slot, held)| {
-                let connection = held.as_ref().filter(|connection| gone(connection))?;
+                let connection = held.as_ref().filter(|connection| wanted(connection))?;
                 Some(Handle {
                     slot,
                     entry: connection.entry,
                 })
             })
-            .collect();
-        for handle in doomed {
+            .collect()
+    }
+
+    /// Removes every entry for which `gone` holds.
+    pub(super) fn remove_where(&mut self, gone: impl Fn(&Connection<K>) -> bool) {
+        for handle in self.handles(gone) {
             self.remove(handle);
         }
     }

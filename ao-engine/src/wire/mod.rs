@@ -9,6 +9,7 @@
 //! No function here panics, whatever the packet holds, and none does anything useful when a
 //! [`Segment`] is used with a packet it was not parsed from.
 
+mod ack;
 mod buf;
 mod bytes;
 mod checksum;
@@ -20,6 +21,7 @@ mod options;
 mod segment;
 mod split;
 
+pub use ack::bare_ack;
 pub use buf::{HEADROOM, NoHeadroom, PacketBuf};
 pub use checksum::{checksum_ok, fill_checksum};
 pub use edit::{NoOptionSpace, clamp_mss, insert_ao, remove_ao, set_mac, strip_options, trim_sack};

@@ -1,14 +1,15 @@
 //! The datapath as a whole: rules, guard, and the backends behind them.
 //!
 //! Read in this order: [`Datapath::start`] (what is done in which order, so that no moment is
-//! unprotected), [`Datapath::set_keys`], `Running::reconsider` (peers change hands when a daemon is
-//! launched).
+//! unprotected), [`Datapath::set_keys`] (all keys at once), `keys` (one after the other, with
+//! proofs), `Running::reconsider` (peers change hands when a daemon is launched).
 
 mod error;
 mod guard;
+mod keys;
 mod served;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -22,7 +23,7 @@ pub use self::error::{ReloadError, StartError, StopError};
 pub use self::guard::{install_guard, remove_guard};
 use self::served::{
     Served, backend_of, differences, engine_policy, kernel_target, needs_queues, peer_report,
-    same_keys, served,
+    served,
 };
 use crate::choice::{self, Abilities, Circumstances, Decision};
 use crate::firewall::{self, Firewall, Queues, Ruleset, Watcher};
@@ -61,6 +62,8 @@ struct State {
     /// In the order of the configuration.
     peers: Vec<Served>,
     links: Arc<Links>,
+    /// What the engine was told last.
+    policy: Arc<Policy>,
 }
 
 impl Datapath {
@@ -144,7 +147,11 @@ impl Datapath {
             userspace,
             kernel: OnceLock::new(),
             abilities,
-            state: Mutex::new(State { peers, links }),
+            state: Mutex::new(State {
+                peers,
+                links,
+                policy,
+            }),
         });
         running.start_kernel(target)?;
         let told = Arc::clone(&running);
@@ -168,7 +175,8 @@ impl Datapath {
     }
 
     /// Replaces the keys of all peers, whose other settings must be as they are; returns how many
-    /// peers have other keys now. All keys are replaced, or none.
+    /// peers have other keys now. All keys are replaced, or none. A peer that is given without
+    /// keys keeps those it has: they are not the configuration's.
     ///
     /// Sessions go on. A peer's first key, if it is another one than before, becomes rnext_key of
     /// its sessions; keys that are gone verify nothing more.
@@ -183,13 +191,13 @@ impl Datapath {
         }
         policy::resolve(peers, &state.links)?;
         let mut fresh = state.peers.clone();
+        let given: HashMap<&str, &PeerSpec> = peers.iter().map(|new| (&*new.name, new)).collect();
         let mut changed = 0;
-        for Served { spec, .. } in &mut fresh {
-            let Some(new) = peers.iter().find(|new| new.name == spec.name) else {
-                continue;
-            };
-            changed += usize::from(!same_keys(&spec.keys, &new.keys));
-            spec.keys.clone_from(&new.keys);
+        for peer in &mut fresh {
+            let new = given.get(&*peer.spec.name);
+            if let Some(new) = new.filter(|new| !new.keys.is_empty()) {
+                changed += usize::from(peer.replace(&new.keys));
+            }
         }
         let policy = Arc::new(engine_policy(&fresh, &state.links)?);
         if let Some(kernel) = self.running.kernel.get() {
@@ -197,7 +205,7 @@ impl Datapath {
             kernel.set_target(target, true)?;
         }
         state.peers = fresh;
-        self.running.adapt(&state, &policy);
+        self.running.adapt(&mut state, policy);
         Ok(changed)
     }
 
@@ -222,11 +230,7 @@ impl Datapath {
 
 impl Running {
     fn report(&self) -> Report {
-        let (peers, policy) = {
-            let state = self.state();
-            let policy = engine_policy(&state.peers, &state.links);
-            (state.peers.clone(), policy.unwrap_or_default())
-        };
+        let peers = self.state().peers.clone();
         let mut report = Report {
             queue_rules: self.firewall.queue_rules().as_str(),
             guard: self.firewall.guard().as_str(),
@@ -236,7 +240,7 @@ impl Running {
             ..Report::default()
         };
         if let Some(userspace) = &self.userspace {
-            userspace.report(&mut report, &policy);
+            userspace.report(&mut report);
         }
         if let Some(kernel) = self.kernel.get() {
             let sessions = kernel.sessions();
@@ -381,20 +385,23 @@ impl Running {
         if let Some(kernel) = self.kernel.get() {
             self.set_kernel_target(kernel, &state.peers, &state.links);
         }
-        self.follow(&state);
+        self.follow(&mut state);
     }
 
     /// Tells the engine of the peers and devices there are now.
-    fn follow(&self, state: &State) {
+    fn follow(&self, state: &mut State) {
         match engine_policy(&state.peers, &state.links) {
-            Ok(policy) => self.adapt(state, &Arc::new(policy)),
+            Ok(policy) => self.adapt(state, Arc::new(policy)),
             Err(error) => tracing::error!(%error, "peers could not be matched to the new devices"),
         }
     }
 
-    fn adapt(&self, state: &State, policy: &Arc<Policy>) {
-        if let Some(userspace) = &self.userspace {
-            userspace.adapt(&state.links, policy);
+    fn adapt(&self, state: &mut State, policy: Arc<Policy>) {
+        state.policy = policy;
+        if let Some(userspace) = &self.userspace
+            && let Err(error) = userspace.adapt(&state.links, &state.policy)
+        {
+            tracing::error!(%error, "a change of peers or devices is not proven");
         }
     }
 

@@ -1,5 +1,6 @@
 //! Peers with who serves them, and what follows from that for each backend.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use ao_engine::policy::{Mkt, Policy, PolicyError};
@@ -7,21 +8,112 @@ use ao_sys::links::Links;
 
 use crate::choice::Decision;
 use crate::kernel::Target;
-use crate::policy;
+use crate::keys::KeyError;
+use crate::policy::{self, Keyed};
 use crate::report::PeerReport;
 use crate::settings::{Backend, Choice, PeerSpec};
 
 /// A peer, and who serves it.
 #[derive(Clone)]
 pub(super) struct Served {
+    /// As configured, with the keys it has now.
     pub(super) spec: PeerSpec,
+    /// SendIDs of keys that nothing is to be signed with.
+    pub(super) accept_only: Vec<u8>,
     pub(super) decision: Decision,
+}
+
+impl Served {
+    /// Adds a key behind those there are; one that is there already stays where it is.
+    pub(super) fn install(&mut self, mkt: &Arc<Mkt>) -> Result<(), KeyError> {
+        let keys = &mut self.spec.keys;
+        if keys.iter().any(|key| key.is_same(mkt)) {
+            return Ok(());
+        }
+        let collides = |key: &Arc<Mkt>| key.send_id == mkt.send_id || key.recv_id == mkt.recv_id;
+        if keys.iter().any(collides) {
+            return Err(KeyError::Taken {
+                send_id: mkt.send_id,
+                recv_id: mkt.recv_id,
+            });
+        }
+        keys.push(Arc::clone(mkt));
+        Ok(())
+    }
+
+    /// Makes a key the first.
+    pub(super) fn select(&mut self, send_id: u8) -> Result<(), KeyError> {
+        let place = self.place(send_id)?;
+        if let Some(newer) = self.spec.keys.get_mut(..=place) {
+            newer.rotate_right(1);
+        }
+        self.accept_only.retain(|&id| id != send_id);
+        Ok(())
+    }
+
+    /// Lets a key accept only.
+    pub(super) fn retire(&mut self, send_id: u8) -> Result<(), KeyError> {
+        if self.place(send_id)? == 0 {
+            return Err(KeyError::First(send_id));
+        }
+        if !self.accept_only.contains(&send_id) {
+            self.accept_only.push(send_id);
+        }
+        Ok(())
+    }
+
+    /// Removes a key, if it is there.
+    pub(super) fn delete(&mut self, send_id: u8) {
+        self.spec.keys.retain(|key| key.send_id != send_id);
+        self.accept_only_what_is_there();
+    }
+
+    /// Replaces all keys; whether that changes anything. Keys that stay go on accepting only.
+    pub(super) fn replace(&mut self, keys: &[Arc<Mkt>]) -> bool {
+        let changed = !same_keys(&self.spec.keys, keys);
+        if changed {
+            let before = std::mem::replace(&mut self.spec.keys, keys.to_vec());
+            let stays = |id: &u8| {
+                let of = |keys: &[Arc<Mkt>]| keys.iter().find(|key| key.send_id == *id).cloned();
+                matches!((of(&before), of(keys)), (Some(a), Some(b)) if a.is_same(&b))
+            };
+            self.accept_only.retain(stays);
+            self.accept_only_what_is_there();
+        }
+        changed
+    }
+
+    /// The first key is to be sent with, whatever it was before.
+    fn accept_only_what_is_there(&mut self) {
+        let keys = &self.spec.keys;
+        let others = || keys.iter().skip(1);
+        self.accept_only
+            .retain(|&id| others().any(|key| key.send_id == id));
+    }
+
+    fn place(&self, send_id: u8) -> Result<usize, KeyError> {
+        let mut keys = self.spec.keys.iter();
+        keys.position(|key| key.send_id == send_id)
+            .ok_or(KeyError::UnknownKey(send_id))
+    }
+
+    fn keyed(&self) -> Keyed<'_> {
+        Keyed {
+            spec: &self.spec,
+            keys: &self.spec.keys,
+            accept_only: &self.accept_only,
+        }
+    }
 }
 
 pub(super) fn served(peers: &[PeerSpec], decisions: Vec<Decision>) -> Vec<Served> {
     let decided = peers.iter().cloned().zip(decisions);
     decided
-        .map(|(spec, decision)| Served { spec, decision })
+        .map(|(spec, decision)| Served {
+            spec,
+            accept_only: Vec::new(),
+            decision,
+        })
         .collect()
 }
 
@@ -38,15 +130,15 @@ pub(super) fn needs_queues(peers: &[PeerSpec]) -> bool {
 /// The policy of the userspace engine. The kernel's peers are in it without keys: it serves none
 /// of their connections, nor takes one for that of a peer with a shorter prefix.
 pub(super) fn engine_policy(peers: &[Served], links: &Links) -> Result<Policy, PolicyError> {
-    let spec = |peer: &Served| {
-        let mut spec = peer.spec.clone();
-        if peer.decision.backend == Backend::Kernel {
-            spec.keys.clear();
-        }
-        spec
-    };
-    let specs: Vec<PeerSpec> = peers.iter().map(spec).collect();
-    policy::resolve(&specs, links)
+    let keyed = peers.iter().map(|peer| match peer.decision.backend {
+        Backend::Userspace => peer.keyed(),
+        Backend::Kernel => Keyed {
+            spec: &peer.spec,
+            keys: &[],
+            accept_only: &[],
+        },
+    });
+    policy::resolve_keyed(keyed, links)
 }
 
 /// What the kernel's sockets should have.
@@ -55,14 +147,14 @@ pub(super) fn kernel_target(
     peers: &[Served],
     links: &Arc<Links>,
 ) -> Result<Target, PolicyError> {
-    let specs: Vec<PeerSpec> = peers.iter().map(|peer| peer.spec.clone()).collect();
+    let policy = policy::resolve_keyed(peers.iter().map(Served::keyed), links)?;
     let ours = peers
         .iter()
         .filter(|peer| peer.decision.backend == Backend::Kernel)
         .map(|peer| Arc::clone(&peer.spec.name));
     Ok(Target::after(
         former,
-        Arc::new(policy::resolve(&specs, links)?),
+        Arc::new(policy),
         ours.collect(),
         Arc::clone(links),
     ))
@@ -70,10 +162,11 @@ pub(super) fn kernel_target(
 
 /// What differs between the peers served and those wanted, other than keys.
 pub(super) fn differences(served: &[Served], wanted: &[PeerSpec]) -> Vec<String> {
-    let named = |name: &str| served.iter().find(|peer| &*peer.spec.name == name);
+    let by_name: HashMap<&str, &Served> =
+        served.iter().map(|peer| (&*peer.spec.name, peer)).collect();
     let mut differences = Vec::new();
     for new in wanted {
-        match named(&new.name) {
+        match by_name.get(&*new.name) {
             None => differences.push(format!("peer {:?} is new", new.name)),
             Some(Served { spec, .. }) => differences.extend(
                 differing_settings(spec, new)
@@ -81,8 +174,9 @@ pub(super) fn differences(served: &[Served], wanted: &[PeerSpec]) -> Vec<String>
             ),
         }
     }
+    let names: HashSet<&str> = wanted.iter().map(|new| &*new.name).collect();
     for Served { spec, .. } in served {
-        if !wanted.iter().any(|new| new.name == spec.name) {
+        if !names.contains(&*spec.name) {
             differences.push(format!("peer {:?} is gone", spec.name));
         }
     }
@@ -98,6 +192,7 @@ fn differing_settings(old: &PeerSpec, new: &PeerSpec) -> impl Iterator<Item = &'
         interface,
         vrf,
         keys: _,
+        algorithms: _,
         ttl_min,
         datapath,
     } = old;
@@ -114,17 +209,12 @@ fn differing_settings(old: &PeerSpec, new: &PeerSpec) -> impl Iterator<Item = &'
     .filter_map(|(setting, differs)| differs.then_some(setting))
 }
 
-pub(super) fn same_keys(one: &[Arc<Mkt>], other: &[Arc<Mkt>]) -> bool {
-    let same = |(a, b): (&Arc<Mkt>, &Arc<Mkt>)| {
-        (a.send_id, a.recv_id, a.algorithm, a.include_options)
-            == (b.send_id, b.recv_id, b.algorithm, b.include_options)
-            && a.master_key == b.master_key
-    };
-    one.len() == other.len() && one.iter().zip(other).all(same)
+fn same_keys(one: &[Arc<Mkt>], other: &[Arc<Mkt>]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).all(|(a, b)| a.is_same(b))
 }
 
 pub(super) fn peer_report(peer: &Served) -> PeerReport {
-    let Served { spec, decision } = peer;
+    let Served { spec, decision, .. } = peer;
     let address = match &spec.interface {
         Some(interface) => format!("{}%{interface}", spec.remote),
         None => spec.remote.to_string(),
@@ -137,7 +227,7 @@ pub(super) fn peer_report(peer: &Served) -> PeerReport {
         sessions: 0,
         segments_good: 0,
         segments_sent: 0,
-        drops: std::collections::BTreeMap::new(),
+        drops: BTreeMap::new(),
     }
 }
 
@@ -165,9 +255,11 @@ mod tests {
                 interface: None,
                 vrf: None,
                 keys: vec![Arc::new(key)],
+                algorithms: Vec::new(),
                 ttl_min: 0,
                 datapath: Choice::Auto,
             },
+            accept_only: Vec::new(),
             decision: Decision {
                 backend,
                 reason: String::new(),

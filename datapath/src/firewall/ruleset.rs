@@ -274,6 +274,7 @@ pub(super) mod tests {
             interface: None,
             vrf: None,
             keys: Vec::new(),
+            algorithms: Vec::new(),
             ttl_min: 0,
             datapath: Choice::Auto,
         }

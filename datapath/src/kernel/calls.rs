@@ -10,7 +10,7 @@ use ao_sys::tcp_socket::{self, Facts};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::plan::Role;
-use super::steps;
+use super::steps::{self, Missing};
 use super::wanted::{Place, Target, of_connection};
 use super::{Launched, Shared};
 use crate::keeper::protocol::Call;
@@ -98,15 +98,23 @@ fn connect(
     let local = local_end(&target, facts, remote);
     let peer = target.find(local, remote, facts.interface)?;
     let wanted = of_connection(peer, remote.ip());
-    let added = steps::add(socket, Role::Opening, &wanted, &shared.memory);
+    if wanted.is_empty() {
+        tracing::warn!(
+            daemon = daemon.name,
+            peer = %peer.name,
+            "connect to {remote} refused (EHOSTUNREACH): the peer has no key yet"
+        );
+        return UNREACHABLE;
+    }
+    let added = steps::add(socket, Role::Opening, &wanted, Missing::All, &shared.memory);
     let mut problems = added.problems;
     if let Err(problem) = steps::select(socket, Role::Opening, &wanted) {
         problems.push(problem);
     }
-    if let Err(problem) = steps::delete(socket, Role::Opening, &wanted, |_| true) {
+    if let Err(problem) = steps::delete(socket, Role::Opening, &wanted, |_| true, |_| false) {
         problems.push(problem);
     }
-    if problems.is_empty() && !wanted.is_empty() {
+    if problems.is_empty() {
         tracing::debug!(daemon = daemon.name, peer = %peer.name, %remote, "connect with keys");
         return None;
     }
@@ -155,7 +163,13 @@ fn listen(shared: &Shared, daemon: &Launched, socket: BorrowedFd<'_>, facts: &Fa
         return;
     }
     let wanted = target.of_listener(&Place::of(facts));
-    let added = steps::add(socket, Role::Listener, &wanted, &shared.memory);
+    let added = steps::add(
+        socket,
+        Role::Listener,
+        &wanted,
+        Missing::All,
+        &shared.memory,
+    );
     for problem in added.problems {
         tracing::error!(
             daemon = daemon.name,

@@ -14,6 +14,7 @@ mod sockets;
 mod steps;
 mod wanted;
 
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -28,12 +29,13 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use self::keepers::{Registry, Server};
 use self::optmem::OptionMemory;
 pub(crate) use self::plan::{kernel_name, mac_length};
-use self::round::Round;
+use self::round::{Orders, Round, Used};
 pub(crate) use self::sessions::ActiveSessions;
-use self::sockets::{Opener, Trust};
+use self::sockets::{Concerned, Opener, Trust};
 pub(crate) use self::wanted::Target;
 use crate::abort::AbortOnPanic;
 use crate::keeper::protocol::PeerRange;
+use crate::keys::{Arrangement, Carrier, KeyError, KeyOf, Proofs, Removal};
 use crate::report::{KernelReport, LaunchedDaemon, Session};
 
 /// How often sockets are compared with what they should have, when nothing happens.
@@ -107,7 +109,7 @@ impl Kernel {
             able,
             on_registered,
         });
-        shared.round(false);
+        shared.round(&Orders::default());
         let reconciling = Arc::clone(&shared);
         let reconciler = thread::Builder::new()
             .name("ao-reconciler".to_owned())
@@ -158,7 +160,10 @@ impl Kernel {
     pub(crate) fn set_target(&self, target: Target, strictly: bool) -> Result<(), RefusedKeys> {
         let former = self.shared.target();
         self.shared.set_target(Arc::new(target));
-        let refused = self.shared.round(strictly);
+        let refused = self.shared.round(&Orders {
+            strictly,
+            ..Orders::default()
+        });
         if strictly && !refused.is_empty() {
             // What was added is wanted no more, and so is deleted.
             self.restore_target(former);
@@ -172,7 +177,7 @@ impl Kernel {
     /// Goes back to a target that was there before.
     pub(crate) fn restore_target(&self, former: Arc<Target>) {
         self.shared.set_target(former);
-        self.shared.round(false);
+        self.shared.round(&Orders::default());
         self.shared.registry.tell(|| self.shared.peer_ranges());
     }
 
@@ -182,7 +187,7 @@ impl Kernel {
             return Vec::new();
         }
         let mut opener = self.shared.opener();
-        sessions::report(&self.shared.target(), &mut opener)
+        sessions::report(&self.shared.target(), &Concerned::All, &mut opener)
     }
 
     /// The backend as a whole.
@@ -199,12 +204,108 @@ impl Kernel {
             listeners: last.listeners,
             optmem_max,
             optmem_raised_from,
-            problems: last.problems.iter().chain(&last.waiting).cloned().collect(),
+            problems: last
+                .problems
+                .iter()
+                .cloned()
+                .chain(last.waiting.iter().map(Used::to_string))
+                .collect(),
         }
     }
 
     fn threads(&self) -> MutexGuard<'_, Threads> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kernel {
+    /// Makes the arrangement so at the sockets of the peers of `keys`; `prove` tells whether a
+    /// round proves it for one of them.
+    fn carry_out<'k>(
+        &self,
+        arrangement: Arrangement,
+        keys: impl Iterator<Item = &'k KeyOf> + Clone,
+        forced: HashSet<(Arc<str>, u8)>,
+        prove: impl Fn(&Round, &KeyOf) -> Result<(), KeyError>,
+    ) -> Proofs {
+        self.shared.set_target(Arc::new(arrangement.target));
+        let peers = keys.clone().map(|key| Arc::clone(&key.peer)).collect();
+        match self.shared.round_of(peers, forced) {
+            Ok(round) => keys.map(|key| prove(&round, key)).collect(),
+            Err(error) => {
+                let error = KeyError::Socket(format!("sockets cannot be listed: {error}"));
+                keys.map(|_| Err(error.clone())).collect()
+            }
+        }
+    }
+}
+
+/// A round has done at every socket of a peer what there was to do.
+fn is_done(round: &Round, key: &KeyOf) -> Result<(), KeyError> {
+    let trouble = round.troubles.get(&key.peer);
+    if let Some(trouble) = trouble.or(round.trouble_for_all.as_ref()) {
+        return Err(KeyError::Socket(trouble.clone()));
+    }
+    match round.unaccepted.get(&key.peer) {
+        Some(session) => Err(KeyError::NotAccepted {
+            session: session.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// A round has found a key that is to go at no socket of its peer.
+fn is_gone(round: &Round, key: &KeyOf) -> Result<(), KeyError> {
+    let mut waiting = round.waiting.iter();
+    match waiting.find(|used| used.peer == key.peer && used.send_id == key.send_id) {
+        Some(used) => Err(KeyError::InUse {
+            send_id: key.send_id,
+            session: used.session.clone(),
+        }),
+        None => is_done(round, key),
+    }
+}
+
+impl Carrier for Kernel {
+    fn install(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs {
+        self.carry_out(arrangement, keys.iter(), HashSet::new(), is_done)
+    }
+
+    fn select(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs {
+        self.carry_out(arrangement, keys.iter(), HashSet::new(), is_done)
+    }
+
+    fn retire(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs {
+        self.carry_out(arrangement, keys.iter(), HashSet::new(), is_done)
+    }
+
+    fn delete(&self, arrangement: Arrangement, keys: &[(KeyOf, Removal)]) -> Proofs {
+        let forced = keys.iter().filter(|key| key.1 == Removal::Forced);
+        let forced = forced.map(|(key, _)| (Arc::clone(&key.peer), key.send_id));
+        let forced = forced.collect();
+        self.carry_out(arrangement, keys.iter().map(|key| &key.0), forced, is_gone)
+    }
+
+    fn observe(&self, peers: &[Arc<str>]) -> Vec<Session> {
+        if !self.shared.able {
+            return Vec::new();
+        }
+        let target = self.shared.target();
+        let of = Concerned::Peers(peers.iter().cloned().collect());
+        let sessions = sessions::report(&target, &of, &mut self.shared.opener());
+        let concerned = target.peers().filter(|peer| of.has(&peer.name));
+        let preferred: HashMap<&str, u8> = concerned
+            .filter_map(|peer| Some((&*peer.name, peer.keys.first()?.recv_id)))
+            .collect();
+        let is_behind = |session: &Session| {
+            let preferred = preferred.get(&*session.peer);
+            preferred.is_some_and(|recv_id| *recv_id != session.rnext_key)
+        };
+        // One that was accepted since the last round has what its SYN asked for.
+        if sessions.iter().any(is_behind) {
+            self.shared.recheck();
+        }
+        sessions
     }
 }
 
@@ -271,20 +372,17 @@ impl Shared {
                 }
             }
             if self.target().has_peers() {
-                self.round(false);
+                self.round(&Orders::default());
             }
         }
     }
 
-    /// One round; returns why not every socket has all keys it should have.
-    fn round(&self, strictly: bool) -> Vec<String> {
+    /// One round over all sockets; returns why not every one has all keys it should have.
+    fn round(&self, orders: &Orders) -> Vec<String> {
         if !self.able {
             return Vec::new();
         }
-        let mut opener = self.opener();
-        let trust = Trust::new(self.registry.users());
-        let target = self.target();
-        let round = match round::run(&target, &mut opener, &self.memory, &trust, strictly) {
+        let round = match self.run_round(orders) {
             Ok(round) => round,
             Err(error) => {
                 tracing::warn!(%error, "sockets cannot be listed; keys stay as they are");
@@ -293,12 +391,35 @@ impl Shared {
                 return vec![problem];
             }
         };
-        drop(opener);
         let mut last = self.last_round();
         round.log_after(&last);
         let refused = round.refused.clone();
         *last = round;
         refused
+    }
+
+    fn run_round(&self, orders: &Orders) -> io::Result<Round> {
+        let mut opener = self.opener();
+        let trust = Trust::new(self.registry.users());
+        round::run(&self.target(), &mut opener, &self.memory, &trust, orders)
+    }
+
+    /// One round over the sockets of some peers.
+    fn round_of(
+        &self,
+        peers: HashSet<Arc<str>>,
+        forced: HashSet<(Arc<str>, u8)>,
+    ) -> io::Result<Round> {
+        let round = self.run_round(&Orders {
+            of: Concerned::Peers(peers),
+            strictly: false,
+            forced,
+        })?;
+        round.log_after(&self.last_round());
+        if round.is_unfinished() {
+            self.recheck();
+        }
+        Ok(round)
     }
 }
 

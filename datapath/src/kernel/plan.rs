@@ -4,6 +4,7 @@
 //! Three questions, asked one after the other, because a key must be everywhere before it is
 //! advertised and in use before its predecessor goes: [`additions`], [`selection`], [`deletions`].
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use ao_engine::crypto::Algorithm;
@@ -18,8 +19,17 @@ pub(super) enum Role {
     Listener,
     /// It is about to connect.
     Opening,
+    /// It has sent a SYN, which nobody has answered yet.
+    Connecting,
     /// It is connected, or has been.
     Connection,
+}
+
+impl Role {
+    /// Whether there is a session whose current_key and rnext_key must not be lost.
+    pub(super) fn has_session(self) -> bool {
+        matches!(self, Self::Connecting | Self::Connection)
+    }
 }
 
 /// A key that a socket should have.
@@ -30,6 +40,8 @@ pub(super) struct Wanted {
     /// Whom it is for.
     pub(super) scope: Scope,
     pub(super) mkt: Arc<Mkt>,
+    /// Whether nothing is to be signed with it any more.
+    pub(super) accept_only: bool,
 }
 
 /// A key, as it is named towards the kernel and in messages.
@@ -71,22 +83,15 @@ impl Wanted {
         }
     }
 
-    /// Whether an installed key is this one; on a listener that includes whom it is for.
-    fn is_named(&self, role: Role, installed: &InstalledKey) -> bool {
-        self.shares_scope(role, installed)
-            && self.mkt.send_id == installed.send_id
-            && self.mkt.recv_id == installed.recv_id
+    /// Whether an installed key, which is for the same peer, has its name.
+    fn is_named(&self, installed: &InstalledKey) -> bool {
+        self.mkt.send_id == installed.send_id && self.mkt.recv_id == installed.recv_id
     }
 
-    /// Whether it cannot stand beside an installed key: one of its IDs is taken (RFC 5925 §3.1).
-    fn collides(&self, role: Role, installed: &InstalledKey) -> bool {
-        self.shares_scope(role, installed)
-            && (self.mkt.send_id == installed.send_id || self.mkt.recv_id == installed.recv_id)
-    }
-
-    fn shares_scope(&self, role: Role, installed: &InstalledKey) -> bool {
-        // Whatever a connection has is for its only peer.
-        role != Role::Listener || self.scope == installed.scope
+    /// Whether it cannot stand beside an installed key for the same peer: one of its IDs is taken
+    /// (RFC 5925 §3.1).
+    fn collides(&self, installed: &InstalledKey) -> bool {
+        self.mkt.send_id == installed.send_id || self.mkt.recv_id == installed.recv_id
     }
 
     /// Whether it makes the same MACs as an installed key of its name.
@@ -106,10 +111,12 @@ impl Wanted {
 /// What is to be added.
 #[derive(Debug, Default)]
 pub(super) struct Additions<'w> {
-    /// Keys that are in the way of those to be added and can be deleted before.
-    pub(super) displaced: Vec<KeyName>,
     /// Keys to be added, in the order of preference.
     pub(super) keys: Vec<&'w Wanted>,
+    /// Keys to be added once those that are in their way are gone.
+    pub(super) replacing: Vec<&'w Wanted>,
+    /// Keys that are in the way of those, and may be deleted.
+    pub(super) displaced: Vec<KeyName>,
     /// Keys that cannot be added because the session uses another one with the same ID.
     pub(super) blocked: Vec<&'w Wanted>,
 }
@@ -120,41 +127,71 @@ pub(super) fn additions<'w>(
     wanted: &'w [Wanted],
     installed: &[InstalledKey],
 ) -> Additions<'w> {
+    let there = group(role, installed, |key| key.scope);
     let mut additions = Additions::default();
     for want in wanted {
-        let there = |key: &&InstalledKey| want.is_named(role, key) && want.is_same(key);
-        if installed.iter().any(|key| there(&key)) {
+        let near = || of_group(&there, role, &want.scope);
+        if near().any(|key| want.is_named(key) && want.is_same(key)) {
             continue;
         }
-        let rivals = || installed.iter().filter(|key| want.collides(role, key));
-        if role == Role::Connection && rivals().any(|key| key.is_current || key.is_rnext) {
+        let rivals = || near().filter(|key| want.collides(key));
+        if role.has_session() && rivals().any(|key| key.is_current || key.is_rnext) {
             additions.blocked.push(want);
-            continue;
-        }
-        for rival in rivals() {
-            let name = name_of(rival);
-            if !additions.displaced.contains(&name) {
-                additions.displaced.push(name);
+        } else if rivals().next().is_none() {
+            additions.keys.push(want);
+        } else {
+            additions.replacing.push(want);
+            for name in rivals().map(name_of) {
+                if !additions.displaced.contains(&name) {
+                    additions.displaced.push(name);
+                }
             }
         }
-        additions.keys.push(want);
     }
     additions
 }
 
-/// The preferred key, where it is installed and not rnext_key yet. On a connection that is all:
-/// current_key follows the far end (RFC 5925 §7.5.2.e). A socket about to connect begins with it.
-pub(super) fn selection(
-    role: Role,
-    wanted: &[Wanted],
-    installed: &[InstalledKey],
-) -> Option<KeyName> {
-    let preferred = wanted.first().filter(|_| role != Role::Listener)?;
-    installed
-        .iter()
-        .find(|key| preferred.is_named(role, key) && preferred.is_same(key))
-        .filter(|key| !key.is_rnext || (role == Role::Opening && !key.is_current))
-        .map(name_of)
+/// Which keys a connection is to use instead of those it does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Selection {
+    /// SendID of the key to become current_key.
+    pub(super) current: Option<u8>,
+    /// RecvID of the key to become rnext_key.
+    pub(super) rnext: Option<u8>,
+}
+
+impl Selection {
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The preferred key becomes rnext_key, where it is installed. current_key of a session follows
+/// the far end (RFC 5925 §7.5.2.e), unless it has gone back to a key that nothing is to be signed
+/// with. A connection that begins does so with the preferred key, and so does each further SYN of
+/// it: the key is looked up for each (RFC 5925 §7.4), its traffic key depends on no earlier
+/// segment, and the far end answers by the key that it is asked for.
+pub(super) fn selection(role: Role, wanted: &[Wanted], installed: &[InstalledKey]) -> Selection {
+    let mut selection = Selection::default();
+    let Some(preferred) = wanted.first().filter(|_| role != Role::Listener) else {
+        return selection;
+    };
+    let is_it = |key: &&InstalledKey| preferred.is_named(key) && preferred.is_same(key);
+    let Some(key) = installed.iter().find(is_it) else {
+        return selection;
+    };
+    let retired = |key: &InstalledKey| {
+        let mut retired = wanted.iter().filter(|want| want.accept_only);
+        key.is_current && retired.any(|want| want.is_named(key))
+    };
+    let takes_current = role != Role::Connection || installed.iter().any(retired);
+    if takes_current && !key.is_current {
+        selection.current = Some(key.send_id);
+    }
+    if !key.is_rnext {
+        selection.rnext = Some(key.recv_id);
+    }
+    selection
 }
 
 /// What is to go.
@@ -173,14 +210,15 @@ pub(super) fn deletions(
     installed: &[InstalledKey],
     is_ours: impl Fn(&Scope) -> bool,
 ) -> Deletions {
+    let wanted = group(role, wanted, |want| want.scope);
     let mut deletions = Deletions::default();
     for key in installed {
-        let stays = wanted.iter().any(|want| want.is_named(role, key))
+        let stays = of_group(&wanted, role, &key.scope).any(|want| want.is_named(key))
             || (role == Role::Listener && !is_ours(&key.scope));
         if stays {
             continue;
         }
-        let in_use = role == Role::Connection && (key.is_current || key.is_rnext);
+        let in_use = role.has_session() && (key.is_current || key.is_rnext);
         if in_use {
             deletions.waiting.push(name_of(key));
         } else {
@@ -188,6 +226,28 @@ pub(super) fn deletions(
         }
     }
     deletions
+}
+
+/// By whom they are for, of which a listener has thousands. Whatever a connection has is for its
+/// only peer.
+type Groups<'a, T> = HashMap<Option<Scope>, Vec<&'a T>>;
+
+fn group<T>(role: Role, all: &[T], scope: impl Fn(&T) -> Scope) -> Groups<'_, T> {
+    let mut groups = Groups::new();
+    for one in all {
+        let key = (role == Role::Listener).then(|| scope(one));
+        groups.entry(key).or_default().push(one);
+    }
+    groups
+}
+
+fn of_group<'a, T>(
+    groups: &Groups<'a, T>,
+    role: Role,
+    scope: &Scope,
+) -> impl Iterator<Item = &'a T> {
+    let key = (role == Role::Listener).then_some(*scope);
+    groups.get(&key).into_iter().flatten().copied()
 }
 
 fn name_of(key: &InstalledKey) -> KeyName {
@@ -225,6 +285,7 @@ mod tests {
                 master_key: MasterKey::new(secret.as_bytes()).unwrap(),
                 include_options: true,
             }),
+            accept_only: false,
         }
     }
 
@@ -303,7 +364,8 @@ mod tests {
         for other in [secret, flag, length] {
             let additions = additions(Role::Listener, &wanted, std::slice::from_ref(&other));
             assert_eq!(additions.displaced, [name_of(&other)]);
-            assert_eq!(ids(&additions.keys), [1]);
+            assert_eq!(ids(&additions.replacing), [1]);
+            assert_eq!(ids(&additions.keys), [0_u8; 0]);
         }
     }
 
@@ -338,16 +400,46 @@ mod tests {
         let wanted = [simple(2), simple(1)];
         let mut old = installed(&wanted[1]);
         (old.is_current, old.is_rnext) = (true, true);
-        assert_eq!(selection(Role::Connection, &wanted, &[old.clone()]), None);
+        let none = Selection::default();
+        assert_eq!(selection(Role::Connection, &wanted, &[old.clone()]), none);
         let mut new = installed(&wanted[0]);
         let there = [old.clone(), new.clone()];
-        assert_eq!(
-            selection(Role::Connection, &wanted, &there),
-            Some(name(&wanted[0]))
-        );
-        assert_eq!(selection(Role::Listener, &wanted, &there), None);
+        let rnext = Selection {
+            current: None,
+            rnext: Some(102),
+        };
+        assert_eq!(selection(Role::Connection, &wanted, &there), rnext);
+        assert_eq!(selection(Role::Listener, &wanted, &there), none);
         new.is_rnext = true;
-        assert_eq!(selection(Role::Connection, &wanted, &[old, new]), None);
+        assert_eq!(selection(Role::Connection, &wanted, &[old, new]), none);
+    }
+
+    #[test]
+    fn a_connection_that_begins_takes_the_preferred_key_for_both() {
+        let wanted = [simple(2), simple(1)];
+        let mut there = [installed(&wanted[0]), installed(&wanted[1])];
+        (there[1].is_current, there[1].is_rnext) = (true, true);
+        let both = Selection {
+            current: Some(2),
+            rnext: Some(102),
+        };
+        for role in [Role::Opening, Role::Connecting] {
+            assert_eq!(selection(role, &wanted, &there), both);
+        }
+    }
+
+    #[test]
+    fn a_session_leaves_a_key_that_is_not_to_be_sent_with() {
+        let mut wanted = [simple(2), simple(1)];
+        let mut there = [installed(&wanted[0]), installed(&wanted[1])];
+        (there[0].is_rnext, there[1].is_current) = (true, true);
+        assert!(selection(Role::Connection, &wanted, &there).is_empty());
+        wanted[1].accept_only = true;
+        let left = Selection {
+            current: Some(2),
+            rnext: None,
+        };
+        assert_eq!(selection(Role::Connection, &wanted, &there), left);
     }
 
     #[test]
@@ -384,9 +476,9 @@ mod tests {
             let added = additions(Role::Connection, &wanted, &there);
             prop_assert!(added.displaced.is_empty() && added.blocked.is_empty());
             there.extend(added.keys.iter().map(|want| installed(want)));
-            if let Some(name) = selection(Role::Connection, &wanted, &there) {
+            if let Some(rnext) = selection(Role::Connection, &wanted, &there).rnext {
                 for key in &mut there {
-                    key.is_rnext = name_of(key) == name;
+                    key.is_rnext = key.recv_id == rnext;
                 }
             }
             // The far end follows.

@@ -4,19 +4,64 @@
 //! a SYN that names a key the listener lacks gets no answer at all (Linux), and a far end that
 //! switches to a key early loses its segments.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use ao_sys::sock_diag::TcpState;
+use ao_sys::tcp_ao::Scope;
 use ao_sys::tcp_socket::Facts;
 
 use super::optmem::OptionMemory;
 use super::plan::{Role, Wanted};
-use super::sockets::{self, Found, Opener, Trust};
-use super::steps::{self, Problem};
+use super::sockets::{self, Concerned, Found, Missed, Opener, Trust};
+use super::steps::{self, Missing, Problem};
 use super::wanted::{Place, Target, of_connection};
+
+/// What a round is to do beside what is always done.
+#[derive(Debug)]
+pub(super) struct Orders {
+    /// Whose connections are looked at.
+    pub(super) of: Concerned,
+    /// Nothing is selected or deleted unless every key could be added everywhere.
+    pub(super) strictly: bool,
+    /// Keys by peer and SendID that go even where they are used.
+    pub(super) forced: HashSet<(Arc<str>, u8)>,
+}
+
+impl Default for Orders {
+    fn default() -> Self {
+        Self {
+            of: Concerned::All,
+            strictly: false,
+            forced: HashSet::new(),
+        }
+    }
+}
+
+/// A key that stays because a session uses it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Used {
+    pub(super) peer: Arc<str>,
+    pub(super) send_id: u8,
+    pub(super) session: String,
+}
+
+impl fmt::Display for Used {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            peer: _,
+            send_id,
+            session,
+        } = self;
+        write!(
+            f,
+            "{session}: the key with send_id {send_id} is still in use"
+        )
+    }
+}
 
 /// What a round did and found.
 #[derive(Debug, Default)]
@@ -27,21 +72,29 @@ pub(super) struct Round {
     pub(super) selected: usize,
     pub(super) deleted: usize,
     /// Keys that stay because the far end still uses them.
-    pub(super) waiting: Vec<String>,
+    pub(super) waiting: Vec<Used>,
     /// What could not be done: it will be tried again.
     pub(super) problems: Vec<String>,
     /// Peers some of whose keys could not be added.
-    pub(super) incomplete: HashSet<Arc<str>>,
+    incomplete: HashSet<Arc<str>>,
+    /// By peer: what could not be done at one of its sockets.
+    pub(super) troubles: HashMap<Arc<str>, String>,
+    /// What could not be done at a socket that is for many peers.
+    pub(super) trouble_for_all: Option<String>,
+    /// By peer: a session that nobody has accepted yet.
+    pub(super) unaccepted: HashMap<Arc<str>, String>,
     /// Why not every socket has, as far as is known, all keys it should have.
     pub(super) refused: Vec<String>,
-    /// Sockets that nobody has accepted yet.
-    pub(super) orphans: usize,
+    /// Keys that others are in the way of.
+    left_out: usize,
+    /// Sockets that are to be looked at again soon.
+    pub(super) unsettled: usize,
 }
 
 impl Round {
     /// Whether a further round is due soon.
     pub(super) fn is_unfinished(&self) -> bool {
-        self.orphans > 0 || !self.problems.is_empty() || !self.waiting.is_empty()
+        self.unsettled > 0 || !self.problems.is_empty() || !self.waiting.is_empty()
     }
 
     /// Logs what it did, and the problems that `last` did not have.
@@ -60,7 +113,7 @@ impl Round {
         for problem in self.problems.iter().filter(is_new) {
             tracing::warn!("{problem}");
         }
-        let is_new = |text: &&String| !last.waiting.contains(*text);
+        let is_new = |used: &&Used| !last.waiting.contains(*used);
         for waiting in self.waiting.iter().filter(is_new) {
             tracing::info!("{waiting}: it goes as soon as the far end has moved on");
         }
@@ -88,36 +141,102 @@ impl Round {
     }
 
     fn problem(&mut self, found: &Found, problem: &Problem) {
+        let text = format!("{}: {problem}", found.name());
+        let of_connection = found.peer.as_ref().map(|peer| &peer.name);
         self.incomplete.extend(problem.peer().cloned());
-        self.problems.push(format!("{}: {problem}", found.name()));
+        self.trouble(problem.peer().or(of_connection), &text);
+        self.problems.push(text);
+    }
+
+    fn trouble(&mut self, peer: Option<&Arc<str>>, text: &str) {
+        if let Some(peer) = peer {
+            let known = self.troubles.entry(Arc::clone(peer));
+            known.or_insert_with(|| text.to_owned());
+        } else if self.trouble_for_all.is_none() {
+            self.trouble_for_all = Some(text.to_owned());
+        }
+    }
+
+    /// Takes note of sockets that were not worked on.
+    fn missed(&mut self, missed: Missed<'_>) {
+        for found in missed.orphans {
+            self.unsettled += 1;
+            match &found.peer {
+                Some(peer) if found.waits() => {
+                    let session = self.unaccepted.entry(Arc::clone(&peer.name));
+                    session.or_insert_with(|| found.name());
+                }
+                Some(_) => {}
+                None => self.trouble(None, &format!("{}: no process has it", found.name())),
+            }
+        }
+        for (found, error) in missed.refused {
+            self.unsettled += 1;
+            let problem = format!(
+                "{}: its process cannot be looked into ({error}): CAP_SYS_PTRACE is needed, and \
+                 kernel.yama.ptrace_scope below 3",
+                found.name()
+            );
+            self.trouble(found.peer.as_ref().map(|peer| &peer.name), &problem);
+            self.refused.push(problem.clone());
+            self.problems.push(problem);
+        }
     }
 }
 
-/// Makes all sockets have what they should have, as far as that is possible now. With `strictly`,
-/// nothing is selected or deleted unless every key could be added everywhere.
+/// Makes all sockets have what they should have, as far as that is possible now.
 pub(super) fn run(
     target: &Target,
     opener: &mut Opener,
     memory: &OptionMemory,
     trust: &Trust,
-    strictly: bool,
+    orders: &Orders,
 ) -> io::Result<Round> {
-    let mut found = sockets::find(target)?;
     let mut round = Round::default();
+    let all = sockets::find(target, &orders.of)?;
+    let (mut found, mut connections): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|found| found.peer.is_none());
     round.leave_out_strangers(&mut found, trust);
-    add_everywhere(target, &found, opener, memory, &mut round);
-    if round.refused.is_empty() || !strictly {
-        select_and_delete(target, &found, opener, &mut round);
+    // Listeners first: what they have, connections have from birth.
+    add(target, &found, opener, memory, Missing::Free, &mut round);
+    if round.added > 0 {
+        // Those born meanwhile, without the new keys, are looked at as well.
+        connections = sockets::find(target, &orders.of)?;
+        connections.retain(|found| found.peer.is_some());
     }
-    opener.retain(&found);
+    round.leave_out_strangers(&mut connections, trust);
+    add(
+        target,
+        &connections,
+        opener,
+        memory,
+        Missing::Free,
+        &mut round,
+    );
+    found.append(&mut connections);
+    if round.left_out > 0 && (round.refused.is_empty() || !orders.strictly) {
+        // Now that all others fit, keys may go that are in the way of some.
+        let (listeners, connections) = (round.listeners, round.connections);
+        add(target, &found, opener, memory, Missing::All, &mut round);
+        (round.listeners, round.connections) = (listeners, connections);
+    }
+    if round.refused.is_empty() || !orders.strictly {
+        select_and_delete(target, &found, opener, orders, &mut round);
+    }
+    if matches!(orders.of, Concerned::All) {
+        opener.retain(&found);
+    }
+    round.problems.sort();
+    round.problems.dedup();
     Ok(round)
 }
 
-fn add_everywhere(
+fn add(
     target: &Target,
     found: &[Found],
     opener: &mut Opener,
     memory: &OptionMemory,
+    missing: Missing,
     round: &mut Round,
 ) {
     let mut naked = Vec::new();
@@ -125,67 +244,88 @@ fn add_everywhere(
         let (role, wanted) = wanted(target, found, facts);
         match role {
             Role::Listener => round.listeners += 1,
-            Role::Opening | Role::Connection => round.connections += 1,
+            Role::Opening | Role::Connecting | Role::Connection => round.connections += 1,
         }
-        if role == Role::Connection && is_naked(socket) {
+        if role.has_session() && is_naked(socket) {
             naked.push(found.clone());
             return;
         }
-        let added = steps::add(socket.as_fd(), role, &wanted, memory);
+        let added = steps::add(socket.as_fd(), role, &wanted, missing, memory);
         round.added += added.keys;
+        round.left_out += added.left_out;
         for problem in &added.problems {
             round.problem(found, problem);
             round.refused.push(problem.to_string());
         }
     });
+    round.missed(missed);
     round.refused.dedup();
     for found in naked {
         let problem = describe_naked(&found, opener);
         round.problems.push(problem);
     }
-    round.orphans = missed.orphans;
-    for (name, error) in missed.refused {
-        let problem = format!(
-            "{name}: its process cannot be looked into ({error}): CAP_SYS_PTRACE is needed, and \
-             kernel.yama.ptrace_scope below 3"
-        );
-        round.refused.push(problem.clone());
-        round.problems.push(problem);
-    }
 }
 
-fn select_and_delete(target: &Target, found: &[Found], opener: &mut Opener, round: &mut Round) {
+fn select_and_delete(
+    target: &Target,
+    found: &[Found],
+    opener: &mut Opener,
+    orders: &Orders,
+    round: &mut Round,
+) {
     let incomplete = round.incomplete.clone();
     let missed = opener.for_each(found, |found, socket, facts| {
         let (role, wanted) = wanted(target, found, facts);
         let held = |want: &Wanted| incomplete.contains(&want.peer);
-        if role == Role::Connection && (is_naked(socket) || wanted.iter().any(held)) {
+        if role.has_session() && (is_naked(socket) || wanted.iter().any(held)) {
             return;
         }
-        match steps::select(socket.as_fd(), role, &wanted) {
-            Ok(selected) => round.selected += usize::from(selected),
-            Err(problem) => round.problem(found, &problem),
+        let selected = match steps::select(socket.as_fd(), role, &wanted) {
+            Ok(selected) => selected,
+            Err(problem) => {
+                round.problem(found, &problem);
+                false
+            }
+        };
+        round.selected += usize::from(selected);
+        if selected && role == Role::Connecting {
+            // The far end may be answering the SYN before, with the key that that one asked for.
+            round.unsettled += 1;
+            return;
         }
-        match steps::delete(socket.as_fd(), role, &wanted, |scope| target.is_ours(scope)) {
+        let is_ours = |scope: &Scope| target.is_ours(scope);
+        let peer = found.peer.as_ref().map(|peer| &peer.name);
+        let forced = |send_id| {
+            let key = peer.map(|peer| (Arc::clone(peer), send_id));
+            key.is_some_and(|key| orders.forced.contains(&key))
+        };
+        match steps::delete(socket.as_fd(), role, &wanted, is_ours, forced) {
             Ok(deleted) => {
                 round.deleted += deleted.keys;
-                round.waiting.extend(deleted.waiting.iter().map(|key| {
-                    let (name, send_id) = (found.name(), key.send_id);
-                    format!("{name}: the key with send_id {send_id} is still in use")
-                }));
+                round
+                    .waiting
+                    .extend(deleted.waiting.iter().filter_map(|key| {
+                        Some(Used {
+                            peer: Arc::clone(peer?),
+                            send_id: key.send_id,
+                            session: found.name(),
+                        })
+                    }));
             }
             Err(problem) => round.problem(found, &problem),
         }
     });
-    // Looked at again soon.
-    round.orphans += missed.orphans + missed.refused.len();
+    round.missed(missed);
 }
 
 /// What a socket is for, and the keys it should have.
 fn wanted(target: &Target, found: &Found, facts: &Facts) -> (Role, Vec<Wanted>) {
     match &found.peer {
         Some(peer) => (
-            Role::Connection,
+            match facts.state {
+                TcpState::SynSent => Role::Connecting,
+                _ => Role::Connection,
+            },
             of_connection(peer, found.socket.remote.ip()),
         ),
         None => (Role::Listener, target.of_listener(&Place::of(facts))),
@@ -224,7 +364,7 @@ mod tests {
 
     use ao_engine::crypto::{Algorithm, MasterKey};
     use ao_engine::policy::{Mkt, Peer, Policy, Prefix, Selector};
-    use ao_sys::tcp_ao::{self, Scope};
+    use ao_sys::tcp_ao;
     use nix::sched::{CloneFlags, unshare};
     use nix::sys::resource::{Resource, setrlimit};
     use nix::sys::socket::{
@@ -263,6 +403,7 @@ mod tests {
                 domain: None,
             },
             keys: vec![key(1), key(2)],
+            accept_only: Vec::new(),
             ttl_min: 0,
         }
     }
@@ -291,6 +432,7 @@ mod tests {
                     vrf: None,
                 },
                 mkt: key(id),
+                accept_only: false,
             };
             tcp_ao::add_key(client.as_fd(), &wanted.new_key(false)).unwrap();
         }
@@ -341,7 +483,8 @@ mod tests {
             );
             let (mut opener, memory) = (Opener::default(), OptionMemory::default());
             let trust = Trust::new(BTreeSet::new());
-            let mut round = || run(&target, &mut opener, &memory, &trust, false).unwrap();
+            let mut round =
+                || run(&target, &mut opener, &memory, &trust, &Orders::default()).unwrap();
 
             let listener = TcpListener::bind((HERE, 179)).unwrap();
             let first = round();

@@ -9,7 +9,7 @@ use ao_sys::sock_diag::TcpState;
 use ao_sys::tcp_ao;
 use ao_sys::tcp_socket::{self, Facts};
 
-use super::sockets::{self, Found, Opener};
+use super::sockets::{self, Concerned, Found, Opener};
 use super::wanted::Target;
 use crate::report::{KeyUse, Session, SessionState};
 use crate::settings::Backend;
@@ -22,7 +22,7 @@ pub(crate) struct ActiveSessions(Vec<Session>);
 impl ActiveSessions {
     /// Finds those of any peer of `target`.
     pub(crate) fn find(target: &Target) -> Self {
-        Self(report(target, &mut Opener::default()))
+        Self(report(target, &Concerned::All, &mut Opener::default()))
     }
 
     /// Whether the session between these ends is one of them.
@@ -39,9 +39,9 @@ impl ActiveSessions {
     }
 }
 
-/// All sessions there are now.
-pub(super) fn report(target: &Target, opener: &mut Opener) -> Vec<Session> {
-    let mut found = match sockets::find(target) {
+/// The sessions there are now.
+pub(super) fn report(target: &Target, of: &Concerned, opener: &mut Opener) -> Vec<Session> {
+    let mut found = match sockets::find(target, of) {
         Ok(found) => found,
         Err(error) => {
             tracing::warn!(%error, "sockets cannot be listed");
@@ -83,6 +83,7 @@ fn session(
                 recv_id: key.recv_id,
                 good: key.good,
                 bad: key.bad,
+                sent: None,
             })
             .collect(),
         segments_good: info.good,

@@ -26,6 +26,15 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// Whether it is a session that its daemon has yet to accept. A handshake is none: what comes
+    /// of it has the listener's keys of then. Nor is what its daemon has closed.
+    pub(super) fn waits(&self) -> bool {
+        matches!(
+            self.socket.state,
+            TcpState::Established | TcpState::CloseWait
+        )
+    }
+
     /// `listener on 0.0.0.0:179` or `10.0.0.1:179 – 10.0.0.2:40000`, for messages.
     pub(super) fn name(&self) -> String {
         match self.peer {
@@ -63,9 +72,25 @@ impl Trust {
     }
 }
 
+/// Whose connections are looked at. Listeners concern everybody.
+#[derive(Clone, Debug)]
+pub(super) enum Concerned {
+    All,
+    Peers(HashSet<Arc<str>>),
+}
+
+impl Concerned {
+    pub(super) fn has(&self, peer: &Arc<str>) -> bool {
+        match self {
+            Self::All => true,
+            Self::Peers(peers) => peers.contains(peer),
+        }
+    }
+}
+
 /// Listeners and connections of the calling thread's network namespace that concern a peer of the
 /// kernel backend.
-pub(super) fn find(target: &Target) -> io::Result<Vec<Found>> {
+pub(super) fn find(target: &Target, of: &Concerned) -> io::Result<Vec<Found>> {
     let mut found = Vec::new();
     for socket in sock_diag::tcp_sockets(Filter::All)? {
         match socket.state {
@@ -75,7 +100,7 @@ pub(super) fn find(target: &Target) -> io::Result<Vec<Found>> {
             TcpState::Listen | TcpState::Closed | TcpState::TimeWait => {}
             _ => {
                 let peer = target.find(socket.local, socket.remote, socket.interface);
-                if let Some(peer) = peer.cloned() {
+                if let Some(peer) = peer.filter(|peer| of.has(&peer.name)).cloned() {
                     let peer = Some(peer);
                     found.push(Found { socket, peer });
                 }
@@ -95,11 +120,11 @@ pub(super) struct Opener {
 impl Opener {
     /// Calls `work` with a descriptor of each socket, one after the other; returns those that no
     /// process has (not accepted yet, or closed) and those that could not be had, with the cause.
-    pub(super) fn for_each(
+    pub(super) fn for_each<'f>(
         &mut self,
-        sockets: &[Found],
+        sockets: &'f [Found],
         mut work: impl FnMut(&Found, &OwnedFd, &Facts),
-    ) -> Missed {
+    ) -> Missed<'f> {
         let mut processes = Processes::default();
         let mut missed = Missed::default();
         let mut unknown = Vec::new();
@@ -107,7 +132,7 @@ impl Opener {
             let holder = self.holders.get(&found.socket.inode);
             match holder.map(|holder| processes.open(holder, found)) {
                 Some(Ok(Some((socket, facts)))) => work(found, &socket, &facts),
-                _ if found.socket.inode == 0 => missed.orphans += 1,
+                _ if found.socket.inode == 0 => missed.orphans.push(found),
                 _ => unknown.push(found),
             }
         }
@@ -116,13 +141,13 @@ impl Opener {
         }
         for found in unknown {
             let Some(holder) = self.holders.get(&found.socket.inode) else {
-                missed.orphans += 1;
+                missed.orphans.push(found);
                 continue;
             };
             match processes.open(holder, found) {
                 Ok(Some((socket, facts))) => work(found, &socket, &facts),
-                Ok(None) => missed.orphans += 1,
-                Err(error) => missed.refused.push((found.name(), error)),
+                Ok(None) => missed.orphans.push(found),
+                Err(error) => missed.refused.push((found, error)),
             }
         }
         missed
@@ -155,10 +180,10 @@ impl Opener {
 
 /// Sockets that were not worked on.
 #[derive(Debug, Default)]
-pub(super) struct Missed {
+pub(super) struct Missed<'f> {
     /// Those no process has: waiting to be accepted, or just closed.
-    pub(super) orphans: usize,
-    pub(super) refused: Vec<(String, io::Error)>,
+    pub(super) orphans: Vec<&'f Found>,
+    pub(super) refused: Vec<(&'f Found, io::Error)>,
 }
 
 /// Descriptors of processes, for one round.

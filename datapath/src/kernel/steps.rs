@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use ao_engine::policy::Mkt;
 use ao_sys::tcp_ao::{self, Deletion, InstalledKey, Scope};
 
 use super::optmem::OptionMemory;
@@ -71,6 +72,8 @@ impl Problem {
 #[derive(Debug, Default)]
 pub(super) struct Added {
     pub(super) keys: usize,
+    /// Keys that others are in the way of.
+    pub(super) left_out: usize,
     pub(super) problems: Vec<Problem>,
 }
 
@@ -79,11 +82,21 @@ pub(super) fn installed(socket: BorrowedFd<'_>) -> Result<Vec<InstalledKey>, Pro
     tcp_ao::keys(socket).map_err(Problem::kernel("list"))
 }
 
+/// Which missing keys are to be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// Those that nothing is in the way of: nothing is lost by adding them.
+    Free,
+    /// All. What is in the way is deleted.
+    All,
+}
+
 /// Adds what is missing; goes on with the others after one that is refused.
 pub(super) fn add(
     socket: BorrowedFd<'_>,
     role: Role,
     wanted: &[Wanted],
+    missing: Missing,
     memory: &OptionMemory,
 ) -> Added {
     let mut added = Added::default();
@@ -101,14 +114,21 @@ pub(super) fn add(
         recv_id: want.mkt.recv_id,
     });
     added.problems.extend(blocked);
-    for name in &additions.displaced {
-        if let Err(error) = delete_one(socket, role, name) {
-            added.problems.push(Problem::kernel("replace")(error));
+    let mut keys = additions.keys;
+    match missing {
+        Missing::Free => added.left_out = additions.replacing.len(),
+        Missing::All => {
+            for name in &additions.displaced {
+                if let Err(error) = delete_one(socket, role, name, None) {
+                    added.problems.push(Problem::kernel("replace")(error));
+                }
+            }
+            keys.extend(additions.replacing);
         }
     }
     // What the others of a peer with a refused key would be refused for, too.
     let mut refused: HashSet<&Arc<str>> = HashSet::new();
-    for want in additions.keys {
+    for want in keys {
         if refused.contains(&want.peer) {
             continue;
         }
@@ -148,18 +168,19 @@ fn add_one(socket: BorrowedFd<'_>, want: &Wanted, memory: &OptionMemory) -> Resu
     }
 }
 
-/// Makes the preferred key rnext_key, and on a socket about to connect current_key as well;
+/// Makes the preferred key rnext_key, and current_key where it is not the far end's to choose;
 /// whether there was anything to do.
 pub(super) fn select(
     socket: BorrowedFd<'_>,
     role: Role,
     wanted: &[Wanted],
 ) -> Result<bool, Problem> {
-    let Some(key) = plan::selection(role, wanted, &installed(socket)?) else {
+    let selection = plan::selection(role, wanted, &installed(socket)?);
+    if selection.is_empty() {
         return Ok(false);
-    };
-    let current = (role == Role::Opening).then_some(key.send_id);
-    tcp_ao::select(socket, current, Some(key.recv_id)).map_err(Problem::kernel("select"))?;
+    }
+    tcp_ao::select(socket, selection.current, selection.rnext)
+        .map_err(Problem::kernel("select"))?;
     Ok(true)
 }
 
@@ -171,20 +192,30 @@ pub(super) struct Deleted {
     pub(super) waiting: Vec<KeyName>,
 }
 
-/// Deletes what nobody wants and nobody uses.
+/// Deletes what nobody wants and nobody uses, and with it what is used but is `forced` to go, by
+/// SendID: the session goes on with the preferred key.
 pub(super) fn delete(
     socket: BorrowedFd<'_>,
     role: Role,
     wanted: &[Wanted],
     is_ours: impl Fn(&Scope) -> bool,
+    forced: impl Fn(u8) -> bool,
 ) -> Result<Deleted, Problem> {
     let deletions = plan::deletions(role, wanted, &installed(socket)?, is_ours);
-    let mut deleted = Deleted {
-        keys: 0,
-        waiting: deletions.waiting,
-    };
+    let mut deleted = Deleted::default();
+    let preferred = wanted.first();
+    for name in deletions.waiting {
+        match preferred.filter(|_| forced(name.send_id)) {
+            Some(preferred) => {
+                delete_one(socket, role, &name, Some(&preferred.mkt))
+                    .map_err(Problem::kernel("replace"))?;
+                deleted.keys += 1;
+            }
+            None => deleted.waiting.push(name),
+        }
+    }
     for name in deletions.keys {
-        match delete_one(socket, role, &name) {
+        match delete_one(socket, role, &name, None) {
             Ok(()) => deleted.keys += 1,
             // The far end has gone back to it since we looked.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => deleted.waiting.push(name),
@@ -194,15 +225,21 @@ pub(super) fn delete(
     Ok(deleted)
 }
 
-fn delete_one(socket: BorrowedFd<'_>, role: Role, name: &KeyName) -> io::Result<()> {
+/// Deletes a key; `successor` becomes current_key and rnext_key in the same step.
+fn delete_one(
+    socket: BorrowedFd<'_>,
+    role: Role,
+    name: &KeyName,
+    successor: Option<&Mkt>,
+) -> io::Result<()> {
     tcp_ao::delete_key(
         socket,
         &Deletion {
             scope: name.scope,
             send_id: name.send_id,
             recv_id: name.recv_id,
-            replace_current: None,
-            replace_rnext: None,
+            replace_current: successor.map(|key| key.send_id),
+            replace_rnext: successor.map(|key| key.recv_id),
             // A listener uses no key by itself: no need to wait for the readers of each.
             asynchronous: role == Role::Listener,
         },

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use ao_engine::policy::{Peer, Policy};
+use ao_engine::policy::{Mkt, Peer, Policy};
 use ao_sys::links::Links;
 use ao_sys::tcp_ao::Scope;
 use ao_sys::tcp_socket::Facts;
@@ -164,10 +164,11 @@ pub(super) fn of_connection(peer: &Peer, remote: IpAddr) -> Vec<Wanted> {
 }
 
 fn wanted(peer: &Peer, scope: Scope) -> Vec<Wanted> {
-    let key = |mkt| Wanted {
+    let key = |mkt: &Arc<Mkt>| Wanted {
         peer: Arc::clone(&peer.name),
         scope,
         mkt: Arc::clone(mkt),
+        accept_only: peer.accept_only.contains(&mkt.send_id),
     };
     peer.keys.iter().map(key).collect()
 }
@@ -175,7 +176,7 @@ fn wanted(peer: &Peer, scope: Scope) -> Vec<Wanted> {
 #[cfg(test)]
 mod tests {
     use ao_engine::crypto::{Algorithm, MasterKey};
-    use ao_engine::policy::{Mkt, Prefix, Selector};
+    use ao_engine::policy::{Prefix, Selector};
 
     use super::*;
 
@@ -197,6 +198,7 @@ mod tests {
                 domain: None,
             },
             keys: vec![Arc::new(mkt)],
+            accept_only: Vec::new(),
             ttl_min: 0,
         }
     }

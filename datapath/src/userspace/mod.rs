@@ -13,7 +13,7 @@ mod worker;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -31,13 +31,14 @@ use self::worker::{Command, Handle, Shared, Worker, WorkerReport};
 use crate::abort::AbortOnPanic;
 use crate::datapath::StartError;
 use crate::firewall::Queues;
-use crate::report::Report;
+use crate::keys::{Arrangement, Carrier, KeyError, KeyOf, Proofs, Removal};
+use crate::report::{Report, Session};
 use crate::settings::{Settings, Strip};
 
 /// How often connections are compared with the sockets the kernel has.
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
-/// How long a worker may take to answer a request for its report.
-const REPORT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a worker may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Queues that are bound, but not served yet.
 pub(crate) struct BoundQueues {
@@ -122,6 +123,7 @@ impl Prepared {
             workers,
             icmp,
             housekeeper: Mutex::new(Some(housekeeper)),
+            policy: Mutex::new(Arc::clone(policy)),
         })
     }
 }
@@ -131,20 +133,44 @@ pub(crate) struct Userspace {
     shared: Arc<Shared>,
     workers: Vec<Arc<Handle>>,
     icmp: IcmpWorker,
-    housekeeper: Mutex<Option<(mpsc::Sender<()>, JoinHandle<()>)>>,
+    housekeeper: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
+    /// What the workers were told last.
+    policy: Mutex<Arc<Policy>>,
 }
 
 impl Userspace {
-    /// Follows a change of devices or peers.
-    pub(crate) fn adapt(&self, links: &Arc<Links>, policy: &Arc<Policy>) {
+    /// Follows a change of devices or peers. When it returns, all workers have followed.
+    ///
+    /// # Errors
+    /// When a worker does not answer in time. It follows as soon as it can.
+    pub(crate) fn adapt(&self, links: &Arc<Links>, policy: &Arc<Policy>) -> Result<(), KeyError> {
         self.shared.set_links(Arc::clone(links));
-        for worker in &self.workers {
-            worker.send(Command::Adapt(Arc::clone(links), Arc::clone(policy)));
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(policy);
+        let adapted = ask(&self.workers, |reply| {
+            Command::Adapt(Arc::clone(links), Arc::clone(policy), reply)
+        });
+        match adapted.len() == self.workers.len() {
+            true => Ok(()),
+            false => Err(KeyError::Unanswered),
         }
     }
 
+    /// Lets quiet sessions of these peers send a signed acknowledgment.
+    pub(crate) fn nudge(&self, peers: &[Arc<str>]) {
+        let peers: Arc<HashSet<Arc<str>>> = Arc::new(peers.iter().cloned().collect());
+        for worker in &self.workers {
+            worker.send(Command::Nudge(Arc::clone(&peers)));
+        }
+    }
+
+    /// The arrangement, adopted by all workers, is the proof of every step: they hold all
+    /// sessions, and the keys of those that begin.
+    fn adopt(&self, arrangement: &Arrangement, steps: usize) -> Proofs {
+        vec![self.adapt(&arrangement.links, &arrangement.policy); steps]
+    }
+
     /// Adds what the workers tell to a report that has all peers.
-    pub(crate) fn report(&self, report: &mut Report, policy: &Policy) {
+    pub(crate) fn report(&self, report: &mut Report) {
         let links = self.shared.links();
         report.strips = self.shared.strips;
         for (_, worker) in worker_reports(&self.workers) {
@@ -165,7 +191,11 @@ impl Userspace {
         add(&mut report.drops, &self.icmp.drops());
         report
             .sessions
-            .extend(self.shared.restored.sessions(policy, &links));
+            .extend(self.shared.restored.sessions(&self.policy(), &links));
+    }
+
+    fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Stops all threads; the queues are closed then.
@@ -190,7 +220,7 @@ impl Userspace {
 fn housekeep(
     shared: Arc<Shared>,
     workers: Vec<Arc<Handle>>,
-) -> io::Result<(mpsc::Sender<()>, JoinHandle<()>)> {
+) -> io::Result<(Sender<()>, JoinHandle<()>)> {
     let (stop, stopped) = mpsc::channel::<()>();
     let run = move || {
         let _abort = AbortOnPanic;
@@ -208,13 +238,54 @@ fn housekeep(
     Ok((stop, thread))
 }
 
+impl Carrier for Userspace {
+    fn install(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs {
+        self.adopt(&arrangement, keys.len())
+    }
+
+    fn select(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs {
+        self.adopt(&arrangement, keys.len())
+    }
+
+    fn retire(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs {
+        self.adopt(&arrangement, keys.len())
+    }
+
+    fn delete(&self, arrangement: Arrangement, keys: &[(KeyOf, Removal)]) -> Proofs {
+        self.adopt(&arrangement, keys.len())
+    }
+
+    fn observe(&self, peers: &[Arc<str>]) -> Vec<Session> {
+        let links = self.shared.links();
+        let peers: Arc<HashSet<Arc<str>>> = Arc::new(peers.iter().cloned().collect());
+        let answers = ask(&self.workers, |reply| {
+            Command::Observe(Arc::clone(&peers), reply)
+        });
+        let seen = answers.iter().flat_map(|(_, sessions)| sessions);
+        let mut sessions: Vec<Session> = seen.map(|view| view.report(&links)).collect();
+        let policy = self.policy();
+        let restored = self.shared.restored.sessions(&policy, &links);
+        sessions.extend(restored.into_iter().filter(|it| peers.contains(&it.peer)));
+        sessions
+    }
+}
+
 /// The reports of the workers that answer in time.
 fn worker_reports(workers: &[Arc<Handle>]) -> Vec<(&Handle, WorkerReport)> {
+    ask(workers, Command::Report)
+}
+
+/// Gives each worker a command, and collects the answers that come in time.
+fn ask<T>(workers: &[Arc<Handle>], command: impl Fn(Sender<T>) -> Command) -> Vec<(&Handle, T)> {
     let asked: Vec<_> = workers
         .iter()
-        .map(|worker| (worker.as_ref(), worker.ask_report()))
+        .map(|worker| {
+            let (reply, answer) = mpsc::channel();
+            worker.send(command(reply));
+            (worker.as_ref(), answer)
+        })
         .collect();
-    let deadline = Instant::now() + REPORT_PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     let left = || deadline.saturating_duration_since(Instant::now());
     asked
         .into_iter()

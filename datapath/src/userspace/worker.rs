@@ -1,6 +1,6 @@
 //! A worker: one thread, one queue, one engine.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -9,10 +9,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ao_engine::engine::{
-    Action, Change, Direction, Engine, Limits, Link, Packet, SessionCounters, SessionState,
-    SessionView, Verdict,
+    Action, Change, Direction, Engine, KeyCounters, Limits, Link, Packet, SessionCounters,
+    SessionState, SessionView, Verdict,
 };
-use ao_engine::policy::{ConnectionId, Policy};
+use ao_engine::policy::{ConnectionId, Mkt, Policy};
 use ao_engine::reason::DropReason;
 use ao_engine::record::EntryId;
 use ao_engine::wire::PacketBuf;
@@ -28,7 +28,7 @@ use super::restored::Restored;
 use super::routes::Routes;
 use crate::abort::AbortOnPanic;
 use crate::mac::Provider;
-use crate::report::{QueueReport, Session};
+use crate::report::{KeyUse, QueueReport, Session};
 use crate::settings::{Backend, Settings};
 use crate::sockets;
 
@@ -114,7 +114,12 @@ pub(super) type IcmpAnswer = (Verdict, Vec<u8>);
 /// What a worker is told from outside.
 pub(super) enum Command {
     Report(Sender<WorkerReport>),
-    Adapt(Arc<Links>, Arc<Policy>),
+    /// Answered when it has been followed.
+    Adapt(Arc<Links>, Arc<Policy>, Sender<()>),
+    /// The sessions of some peers, by name.
+    Observe(Arc<HashSet<Arc<str>>>, Sender<Vec<ConnectionReport>>),
+    /// Quiet sessions of some peers are to send a signed acknowledgment.
+    Nudge(Arc<HashSet<Arc<str>>>),
     Icmp(IcmpQuestion),
     Remove(ConnectionId),
     Stop,
@@ -130,6 +135,7 @@ pub(super) struct ConnectionReport {
     current_key: u8,
     rnext_key: u8,
     counters: SessionCounters,
+    keys: Vec<KeyUse>,
     snd_sne: u32,
     rcv_sne: u32,
 }
@@ -144,6 +150,7 @@ impl ConnectionReport {
             current_key: view.current_key,
             rnext_key: view.rnext_key,
             counters: view.counters,
+            keys: view.keys().map(key_use).collect(),
             snd_sne: view.snd_sne,
             rcv_sne: view.rcv_sne,
         }
@@ -170,10 +177,20 @@ impl ConnectionReport {
             segments_sent: self.counters.sent,
             key_not_found: 0,
             dropped_icmp: 0,
-            keys: Vec::new(),
+            keys: self.keys.clone(),
             snd_sne: Some(self.snd_sne),
             rcv_sne: Some(self.rcv_sne),
         }
+    }
+}
+
+fn key_use((key, counted): (&Mkt, KeyCounters)) -> KeyUse {
+    KeyUse {
+        send_id: key.send_id,
+        recv_id: key.recv_id,
+        good: counted.good,
+        bad: counted.bad,
+        sent: Some(counted.sent),
     }
 }
 
@@ -207,12 +224,6 @@ impl Handle {
         let _ = self.commands.send(command);
         // The counter of an eventfd cannot overflow by ones.
         let _ = self.wake.write(1);
-    }
-
-    pub(super) fn ask_report(&self) -> Receiver<WorkerReport> {
-        let (reply, answer) = mpsc::channel();
-        self.send(Command::Report(reply));
-        answer
     }
 
     /// Stops it; its queue is closed when this returns.
@@ -325,16 +336,27 @@ impl Worker {
 
     fn obey(&mut self, command: Command) {
         match command {
+            // Whoever asked may have lost patience, here and below.
             Command::Report(reply) => {
-                // Whoever asked may have lost patience.
                 let _ = reply.send(self.report());
             }
-            Command::Adapt(links, policy) => {
-                self.links = links;
-                self.senders.clear();
-                self.routes.forget();
+            Command::Adapt(links, policy, reply) => {
+                if !Arc::ptr_eq(&links, &self.links) {
+                    self.links = links;
+                    self.senders.clear();
+                    self.routes.forget();
+                }
                 self.engine.set_policy(policy);
                 self.record(&mut []);
+                let _ = reply.send(());
+            }
+            Command::Observe(peers, reply) => {
+                let _ = reply.send(self.sessions(|name| peers.contains(name)));
+            }
+            Command::Nudge(peers) => {
+                let now = self.shared.now();
+                self.engine.nudge(now, |peer| peers.contains(&peer.name));
+                self.send_outbox();
             }
             Command::Icmp(question) => self.answer_icmp(question),
             Command::Remove(connection) => {
@@ -400,8 +422,11 @@ impl Worker {
             .process(self.shared.now(), &mut packets, verdicts);
         self.record(verdicts);
         self.carry_out(&packets, batch, verdicts, encoded);
-        let outbox = self.engine.take_outbox();
-        for outgoing in &outbox {
+        self.send_outbox();
+    }
+
+    fn send_outbox(&mut self) {
+        for outgoing in self.engine.take_outbox() {
             self.transmit(outgoing.link, &outgoing.bytes);
         }
     }
@@ -554,8 +579,17 @@ impl Worker {
         }
     }
 
-    fn report(&self) -> WorkerReport {
+    /// The sessions of peers for whose name `wanted` holds.
+    fn sessions(&self, wanted: impl Fn(&Arc<str>) -> bool) -> Vec<ConnectionReport> {
         let now = self.shared.now();
+        let views = self.engine.sessions();
+        views
+            .filter(|view| wanted(&view.peer.name))
+            .map(|view| ConnectionReport::new(&view, now))
+            .collect()
+    }
+
+    fn report(&self) -> WorkerReport {
         let by_name = |drops: &ao_engine::engine::DropCounters| {
             drops
                 .iter()
@@ -564,11 +598,7 @@ impl Worker {
         };
         WorkerReport {
             queue: self.counts.clone(),
-            sessions: self
-                .engine
-                .sessions()
-                .map(|view| ConnectionReport::new(&view, now))
-                .collect(),
+            sessions: self.sessions(|_| true),
             peers: self
                 .engine
                 .peer_counters()

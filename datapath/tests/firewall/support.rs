@@ -78,6 +78,7 @@ pub(crate) fn spec(name: &str, remote: &str) -> PeerSpec {
         interface: None,
         vrf: None,
         keys: Vec::new(),
+        algorithms: Vec::new(),
         ttl_min: 0,
         datapath: Choice::Auto,
     }

@@ -129,6 +129,7 @@ pub(crate) fn settings(state_dir: &Path, peer: &str, algorithm: Algorithm) -> Se
             interface: None,
             vrf: None,
             keys: vec![Arc::new(key)],
+            algorithms: Vec::new(),
             ttl_min: 0,
             datapath: Choice::Auto,
         }],

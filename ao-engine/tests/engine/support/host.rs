@@ -118,6 +118,7 @@ impl Host {
             name: "far".into(),
             selector,
             keys: keys.to_vec(),
+            accept_only: vec![],
             ttl_min: 0,
         }
     }

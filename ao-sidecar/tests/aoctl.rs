@@ -556,6 +556,7 @@ fn the_kernel_backend_is_shown() {
             recv_id: 2,
             good: 1000,
             bad: 3,
+            sent: None,
         }],
         snd_sne: None,
         rcv_sne: None,

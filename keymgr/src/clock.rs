@@ -6,34 +6,29 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::rollover::Now;
+
 /// Difference between the two clocks, from one look to the next, that makes a jump.
 pub const JUMP: Duration = Duration::from_secs(60);
 /// How long a wall clock that has jumped must run evenly before it is believed.
 pub const PROBATION: Duration = Duration::from_secs(3600);
 
 /// Watches one wall clock. It is believed at the start: there is nothing to compare it with.
+///
+/// The steady clock has to go on while the machine is suspended (`CLOCK_BOOTTIME`), or waking up
+/// looks like a jump.
 #[derive(Clone, Debug)]
 pub struct ClockWatch {
-    trusted: Reading,
+    trusted: Now,
     held: Option<Hold>,
     probation: Duration,
-}
-
-/// Both clocks, read together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reading {
-    /// Time since an arbitrary start on a clock that never jumps. It has to go on while the
-    /// machine is suspended (`CLOCK_BOOTTIME`), or waking up looks like a jump.
-    pub steady: Duration,
-    /// The time that people see.
-    pub wall: SystemTime,
 }
 
 /// A wall clock that is not believed.
 #[derive(Clone, Copy, Debug)]
 struct Hold {
     since: Duration,
-    latest: Reading,
+    latest: Now,
 }
 
 /// What is worth telling; each once.
@@ -52,32 +47,29 @@ pub enum ClockChange {
     Believed,
 }
 
-impl Reading {
-    /// The wall clock's time at `steady`, if it has run evenly since.
-    fn continued(&self, steady: Duration) -> SystemTime {
-        self.wall
-            .checked_add(steady.saturating_sub(self.steady))
-            .unwrap_or(self.wall)
-    }
+/// The time at `steady` of a wall clock that has run evenly since a reading.
+fn continued(from: Now, steady: Duration) -> SystemTime {
+    from.wall
+        .checked_add(steady.saturating_sub(from.steady))
+        .unwrap_or(from.wall)
+}
 
-    /// Whether `other` could be a later reading of the same even clock.
-    fn leads_to(&self, other: &Self) -> bool {
-        let expected = self.continued(other.steady);
-        let off = other.wall.duration_since(expected);
-        off.unwrap_or_else(|earlier| earlier.duration()) <= JUMP
-    }
+/// Whether both could be readings of the same even clock.
+fn is_even(from: Now, to: Now) -> bool {
+    let off = to.wall.duration_since(continued(from, to.steady));
+    off.unwrap_or_else(|earlier| earlier.duration()) <= JUMP
 }
 
 impl ClockWatch {
     /// Begins with a reading that is believed.
     #[must_use]
-    pub fn new(first: Reading) -> Self {
+    pub fn new(first: Now) -> Self {
         Self::with_probation(first, PROBATION)
     }
 
     /// The same with another time than [`PROBATION`].
     #[must_use]
-    pub fn with_probation(first: Reading, probation: Duration) -> Self {
+    pub fn with_probation(first: Now, probation: Duration) -> Self {
         Self {
             trusted: first,
             held: None,
@@ -86,19 +78,19 @@ impl ClockWatch {
     }
 
     /// Takes a reading. Gives the time that keys go by, and what is worth telling.
-    pub fn look(&mut self, now: Reading) -> (SystemTime, Option<ClockChange>) {
-        let change = if self.trusted.leads_to(&now) {
+    pub fn look(&mut self, now: Now) -> (SystemTime, Option<ClockChange>) {
+        let change = if is_even(self.trusted, now) {
             let held = self.held.is_some();
             self.trust(now);
             held.then_some(ClockChange::Returned)
         } else {
             self.doubt(now)
         };
-        (self.trusted.continued(now.steady), change)
+        (continued(self.trusted, now.steady), change)
     }
 
     /// Believes the wall clock as it is: the operator says so.
-    pub fn trust(&mut self, now: Reading) {
+    pub fn trust(&mut self, now: Now) {
         self.trusted = now;
         self.held = None;
     }
@@ -109,9 +101,9 @@ impl ClockWatch {
         self.held.is_some()
     }
 
-    fn doubt(&mut self, now: Reading) -> Option<ClockChange> {
+    fn doubt(&mut self, now: Now) -> Option<ClockChange> {
         let since = match self.held {
-            Some(hold) if hold.latest.leads_to(&now) => hold.since,
+            Some(hold) if is_even(hold.latest, now) => hold.since,
             _ => {
                 self.held = Some(Hold {
                     since: now.steady,
@@ -119,7 +111,7 @@ impl ClockWatch {
                 });
                 return Some(ClockChange::Jumped {
                     to: now.wall,
-                    trusted: self.trusted.continued(now.steady),
+                    trusted: continued(self.trusted, now.steady),
                 });
             }
         };
@@ -139,9 +131,9 @@ mod tests {
     use super::*;
 
     /// A reading `steady` seconds after the start of a clock that is `off` seconds ahead.
-    fn reading(steady: u64, off: i64) -> Reading {
+    fn reading(steady: u64, off: i64) -> Now {
         let wall = 1_000_000 + steady.cast_signed() + off;
-        Reading {
+        Now {
             steady: Duration::from_secs(steady),
             wall: SystemTime::UNIX_EPOCH + Duration::from_secs(wall.unsigned_abs()),
         }

@@ -126,7 +126,7 @@ impl Reader<'_> {
         };
         let repeated = |first| {
             let line = line_of(first);
-            let help = "write an ID that the chain does not have, or lifetimes that are more than \
+            let help = "write an ID that the chain does not have, or lifetimes that are at least \
                         twice `accept_tolerance` apart";
             format!("{error}; the other is in line {line}; {help}")
         };

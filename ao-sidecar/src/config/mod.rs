@@ -28,7 +28,7 @@ use zeroize::Zeroizing;
 pub use self::peer::{KeySource, Peer};
 use self::problem::Problems;
 pub use self::problem::{ConfigError, Problem};
-pub use self::rollover::{Endpoint, IdentityConfig, RolloverConfig, SealingConfig, TrustConfig};
+pub use self::rollover::{IdentityConfig, RolloverConfig, TrustConfig};
 use self::section::{Schema, Section};
 
 /// Where connection state is kept unless told otherwise.
@@ -92,8 +92,8 @@ pub struct Config {
     pub identity: IdentityConfig,
     /// Where those are listened for. Empty when no peer's keys are agreed.
     pub listen: Vec<SocketAddr>,
-    /// Where the key that seals the store is.
-    pub sealing_key: SealingConfig,
+    /// File with the key that seals the store, when it is not for the store to find.
+    pub sealing_key_file: Option<PathBuf>,
     /// Key chains, in the order of the file, whether a peer has them or not.
     pub chains: Vec<Arc<KeyChain>>,
     /// Peers, in the order of the file. At least one.
@@ -260,7 +260,7 @@ fn config(
         userspace: userspace(root.table("userspace", &USERSPACE)),
         identity: rollover::identity(&mut root, folder),
         listen: rollover::listen(&mut root, agreed),
-        sealing_key: rollover::sealing(&mut root, folder),
+        sealing_key_file: rollover::sealing_key_file(&mut root, folder),
         chains: chains.into_iter().filter_map(|chain| chain.keys).collect(),
         peers,
         warnings: Vec::new(),

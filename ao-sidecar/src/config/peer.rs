@@ -410,7 +410,7 @@ fn check_unicast(address: IpAddr, prefix: bool) -> Result<(), String> {
     Ok(())
 }
 
-fn is_link_local(address: IpAddr) -> bool {
+pub(super) fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 

@@ -1,16 +1,16 @@
 //! Peers whose keys are agreed with their own sidecar: `[peer.rollover]`, and what belongs to this
 //! end: `[identity]`, `[peering]`, `[store]`.
 
-use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ao_engine::crypto::Algorithm;
+use grpc_api::peer::Endpoint;
 use keymgr::identity::Fingerprint;
 
 use super::lifetime::duration;
-use super::peer::interface_name;
+use super::peer::{interface_name, is_link_local};
 use super::section::{Schema, Section, suggest};
 
 pub(super) const ROLLOVER: Schema = Schema {
@@ -40,7 +40,7 @@ const PEERING: Schema = Schema {
 const STORE: Schema = Schema {
     title: "[store]",
     required: &[],
-    optional: &["key_file", "key_credential"],
+    optional: &["key_file"],
 };
 
 /// Where sidecars listen for their peers unless told otherwise.
@@ -73,15 +73,6 @@ pub struct RolloverConfig {
     pub highest_id: u8,
 }
 
-/// Host and TCP port of a sidecar. Shown as `host:port`, with IPv6 addresses in brackets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// An IP address, a link-local one with `%` and its interface, or a DNS name.
-    pub host: String,
-    /// Not 0.
-    pub port: u16,
-}
-
 /// How a far end is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TrustConfig {
@@ -91,7 +82,7 @@ pub enum TrustConfig {
     Authority {
         /// PEM file with the authority's certificates.
         ca_file: PathBuf,
-        /// DNS name or IP address that the certificate is for.
+        /// DNS name that the certificate is for.
         name: String,
     },
 }
@@ -109,38 +100,6 @@ pub enum IdentityConfig {
         /// PEM file with its private key.
         key_file: PathBuf,
     },
-}
-
-/// Where the key that seals the store is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum SealingConfig {
-    /// In the state folder, made when absent.
-    #[default]
-    Own,
-    /// In this file, made when absent.
-    File(PathBuf),
-    /// In the service manager's credential of this name (`LoadCredential=` of systemd).
-    Credential(String),
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port } = self;
-        if host.contains(':') {
-            write!(f, "[{host}]:{port}")
-        } else {
-            write!(f, "{host}:{port}")
-        }
-    }
-}
-
-impl fmt::Display for TrustConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Pinned(fingerprint) => write!(f, "fingerprint {fingerprint}"),
-            Self::Authority { name, .. } => write!(f, "name {name:?}"),
-        }
-    }
 }
 
 impl TrustConfig {
@@ -226,7 +185,7 @@ fn trust(section: &Section<'_, '_>, folder: &Path) -> Option<TrustConfig> {
             None
         }
         (false, Some(_)) => {
-            let ca_file = existing_file(section, "ca_file", folder);
+            let ca_file = existing_file(section, "ca_file", folder, "the authority's certificates");
             let name = section.parsed("name", parse_certificate_name);
             Some(TrustConfig::Authority {
                 ca_file: ca_file?,
@@ -282,8 +241,8 @@ pub(super) fn identity(root: &mut Section<'_, '_>, folder: &Path) -> IdentityCon
                     for a key that the sidecar makes";
         section.problem("cert_file", text);
     }
-    let cert_file = existing_file(&section, "cert_file", folder);
-    let key_file = existing_file(&section, "key_file", folder);
+    let cert_file = existing_file(&section, "cert_file", folder, "the certificate");
+    let key_file = existing_file(&section, "key_file", folder, "its private key");
     match (cert_file, key_file) {
         (Some(cert_file), Some(key_file)) => IdentityConfig::Files {
             cert_file,
@@ -328,54 +287,33 @@ pub(super) fn listen(root: &mut Section<'_, '_>, agreed: bool) -> Vec<SocketAddr
     listen
 }
 
-/// Reads `[store]`.
-pub(super) fn sealing(root: &mut Section<'_, '_>, folder: &Path) -> SealingConfig {
-    let Some(section) = root.table("store", &STORE) else {
-        return SealingConfig::Own;
-    };
-    if section.has("key_file") && section.has("key_credential") {
-        let text = "the store has `key_file` and `key_credential`; write one of them";
-        section.problem("key_credential", text);
-    }
-    let file = section.parsed("key_file", |name| file_in(folder, "key_file", name));
-    let credential = section.parsed("key_credential", |name| {
-        // What systemd takes for a credential's name (systemd.exec(5)).
-        let fits = !name.is_empty()
-            && name.len() <= 255
-            && !name.starts_with('.')
-            && !name.contains(|c: char| c == '/' || c.is_control() || !c.is_ascii());
-        fits.then(|| name.to_owned())
-            .ok_or_else(|| format!("{name:?} is no name of a credential; write one without /"))
-    });
-    match (file, credential) {
-        (Some(file), _) => SealingConfig::File(file),
-        (None, Some(name)) => SealingConfig::Credential(name),
-        (None, None) => SealingConfig::Own,
-    }
+/// Reads `[store]`: the file of the sealing key.
+pub(super) fn sealing_key_file(root: &mut Section<'_, '_>, folder: &Path) -> Option<PathBuf> {
+    let section = root.table("store", &STORE)?;
+    existing_file(&section, "key_file", folder, "the sealing key")
 }
 
-fn file_in(folder: &Path, key: &str, name: &str) -> Result<PathBuf, String> {
-    if name.is_empty() || name.contains('\0') {
-        return Err(format!("`{key}` names no file; write the name of one"));
-    }
-    Ok(folder.join(name))
-}
-
-/// A file that must be there. It is read later.
-fn existing_file(section: &Section<'_, '_>, key: &str, folder: &Path) -> Option<PathBuf> {
+/// A file that must be there. It is read later; `what` is in it.
+fn existing_file(
+    section: &Section<'_, '_>,
+    key: &str,
+    folder: &Path,
+    what: &str,
+) -> Option<PathBuf> {
     section.parsed(key, |name| {
-        let path = file_in(folder, key, name)?;
-        match path.metadata() {
-            Ok(metadata) if metadata.is_file() => Ok(path),
-            Ok(_) => Err(format!(
-                "{} is not a regular file; write the name of a PEM file",
-                path.display()
-            )),
-            Err(error) => Err(format!(
-                "{} cannot be read: {error}: write the name of a PEM file",
-                path.display()
-            )),
-        }
+        let path = folder.join(name);
+        let found = if name.is_empty() {
+            Err("is empty".to_owned())
+        } else {
+            match path.metadata() {
+                Ok(metadata) if metadata.is_file() => Ok(()),
+                Ok(_) => Err(format!("{} is not a regular file", path.display())),
+                Err(error) => Err(format!("{} cannot be read: {error}", path.display())),
+            }
+        };
+        found
+            .map(|()| path)
+            .map_err(|found| format!("`{key}`: {found}; write the name of a file with {what}"))
     })
 }
 
@@ -386,52 +324,30 @@ fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
              \"[fe80::1%eth0]:7179\" or \"router.example.net:7179\""
         )
     };
-    let (host, port) = text.rsplit_once(':').ok_or_else(refused)?;
-    let port: u16 = port.parse().map_err(|_| refused())?;
-    if port == 0 {
-        return Err(format!("{text:?} has port 0; write 1 to 65535"));
-    }
-    let bracketed = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
-    let host = match bracketed {
-        Some(address) => parse_v6(address)?.ok_or_else(refused)?,
-        None if host.parse::<IpAddr>().is_ok_and(|host| host.is_ipv4()) => host.to_owned(),
-        None if is_dns_name(host) => host.to_owned(),
-        None => return Err(refused()),
-    };
-    Ok(Endpoint { host, port })
-}
-
-/// An IPv6 address, with its zone exactly when it is link-local; nothing when it is none.
-fn parse_v6(text: &str) -> Result<Option<String>, String> {
-    let (address, zone) = match text.split_once('%') {
-        Some((address, zone)) => (address, Some(interface_name(zone)?)),
-        None => (text, None),
-    };
-    let Ok(address) = address.parse::<Ipv6Addr>() else {
-        return Ok(None);
-    };
-    match (address.is_unicast_link_local(), zone) {
-        (true, Some(zone)) => Ok(Some(format!("{address}%{zone}"))),
-        (true, None) => Err(format!(
-            "link-local address without an interface; write \"[{address}%eth0]:…\" with the name \
-             of the interface"
+    let endpoint: Endpoint = text.parse().map_err(|_| refused())?;
+    let zone = endpoint.host().split_once('%').map(|(_, zone)| zone);
+    match (endpoint.address(), zone) {
+        (Some(address), None) if is_link_local(address) => Err(format!(
+            "link-local address without an interface; write \"[{address}%eth0]:{}\" with the name \
+             of the interface",
+            endpoint.port()
         )),
-        (false, Some(_)) => Err(format!(
-            "%interface is for link-local addresses only; write \"[{address}]:…\""
+        (Some(address), Some(_)) if !is_link_local(address) => Err(format!(
+            "%interface is for link-local addresses only; write \"[{address}]:{}\"",
+            endpoint.port()
         )),
-        (false, None) => Ok(Some(address.to_string())),
+        (Some(_), Some(zone)) => interface_name(zone).map(|_| endpoint),
+        (None, _) if !is_dns_name(endpoint.host()) => Err(refused()),
+        _ => Ok(endpoint),
     }
 }
 
-/// A DNS name or an IP address without zone.
 fn parse_certificate_name(text: &str) -> Result<String, String> {
-    if is_dns_name(text) || text.parse::<IpAddr>().is_ok() {
+    if is_dns_name(text) {
         Ok(text.to_owned())
     } else {
         Err(format!(
-            "{text:?} is no name that a certificate could be for; write a DNS name or an IP address"
+            "{text:?} is no DNS name; write the one that the peer's certificate is for"
         ))
     }
 }

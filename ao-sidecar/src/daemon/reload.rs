@@ -57,7 +57,7 @@ pub(super) fn differing_settings(running: &Config, fresh: &Config) -> Vec<&'stat
         ("state_dir", state_dir != other.state_dir),
         ("identity", running.identity != fresh.identity),
         ("peering", running.listen != fresh.listen),
-        ("store", running.sealing_key != fresh.sealing_key),
+        ("store", running.sealing_key_file != fresh.sealing_key_file),
         ("peer.rollover", agreed(running) != agreed(fresh)),
     ]
     .into_iter()

@@ -6,6 +6,7 @@ pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod launch;
+mod keys;
 mod logging;
 
 /// Version of both binaries.

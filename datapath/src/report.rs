@@ -98,6 +98,8 @@ pub struct PeerReport {
     pub backend: Backend,
     /// Why it is this backend.
     pub backend_reason: String,
+    /// Keys it has; without any it is blocked.
+    pub keys: u32,
     /// Sessions established.
     pub sessions: u32,
     /// Segments verified.

@@ -80,20 +80,19 @@ pub(crate) fn counters(snapshot: &Snapshot) -> v1::GetCountersResponse {
 }
 
 fn peer(report: &PeerReport, facts: Option<&PeerFacts>) -> v1::Peer {
-    let keys = facts.map_or(0, |facts| facts.keys);
     let (first_port, last_port) = facts.map_or((0, 0), |facts| facts.ports);
     v1::Peer {
         name: report.name.to_string(),
         address: report.address.clone(),
         sessions: report.sessions,
-        state: peer_state(keys, report.sessions).into(),
+        state: peer_state(report.keys, report.sessions).into(),
         segments_good: report.segments_good,
         segments_sent: report.segments_sent,
         segments_dropped: report.drops.values().sum(),
         key_chain: facts
             .map(|facts| facts.key_chain.clone())
             .unwrap_or_default(),
-        keys,
+        keys: report.keys,
         first_port: first_port.into(),
         last_port: last_port.into(),
         datapath: report.backend.as_str().to_owned(),

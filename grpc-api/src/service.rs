@@ -53,8 +53,6 @@ pub struct PeerFacts {
     pub name: Arc<str>,
     /// Name of its key chain; empty when its keys are agreed automatically.
     pub key_chain: String,
-    /// Keys in the chain, or agreed and installed; without any the peer is blocked.
-    pub keys: u32,
     /// Lowest and highest protected port.
     pub ports: (u16, u16),
 }

@@ -4,6 +4,7 @@
 //! [`chain`], [`clock`], [`lifetime`] and [`rollover`] are pure; [`secret_file`] touches the system.
 #![forbid(unsafe_code)]
 
+pub mod backend;
 pub mod chain;
 pub mod clock;
 pub mod identity;

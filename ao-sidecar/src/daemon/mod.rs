@@ -3,7 +3,6 @@
 //! Configuration, privileges, state folder and API socket are checked before the datapath touches
 //! the firewall. READY is told when rules and guard are active and the API answers.
 
-mod no_rollover;
 mod notify;
 mod reload;
 mod state_dir;
@@ -25,12 +24,12 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, spawn_blocking};
 use tracing::{error, info, warn};
 
-use self::no_rollover::NoRollover;
 use self::notify::Notifier;
 use self::reload::ReloadError;
 use self::state_dir::{StateDir, StateDirError};
 use crate::VERSION;
 use crate::config::{Config, ConfigError, Peer};
+use crate::keys::{Control, Keys, KeysError, Prepared, SharedDatapath};
 use crate::logging;
 
 /// Longest time calls in progress may take once the daemon stops.
@@ -67,6 +66,9 @@ pub enum DaemonError {
     /// The API cannot be served.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// Keys cannot be managed.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// The backend did not start.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -155,7 +157,7 @@ fn keep_keys_out_of_core_dumps() {
 
 async fn supervise(
     options: &Options,
-    config: Config,
+    mut config: Config,
     socket: ApiSocket,
 ) -> Result<(), DaemonError> {
     let stop = watch_signals()?;
@@ -163,13 +165,33 @@ async fn supervise(
     let mut hangup = signal(SignalKind::hangup())?;
     let notifier = Notifier::from_environment();
     let on_exit = config.on_exit;
+    // Before the datapath: automatic peers have the keys of the store from its first moment.
+    let prepared = Prepared::new(&mut config)?;
     let settings = config.settings(options.replace_sessions);
 
-    let backend = spawn_blocking(move || Datapath::start(settings)).await??;
-    let sidecar = Arc::new(Sidecar::new(config, backend));
+    let datapath = spawn_blocking(move || Datapath::start(settings)).await??;
+    let datapath = Arc::new(SharedDatapath::new(datapath));
+    let events = EventLog::new();
+    let keys = match Keys::start(prepared, &config, &datapath, &events) {
+        Ok(keys) => keys,
+        Err(failure) => {
+            if let Some(datapath) = datapath.take() {
+                spawn_blocking(move || datapath.stop()).await??;
+            }
+            return Err(failure.into());
+        }
+    };
+    let control = keys.control();
+    let sidecar = Arc::new(Sidecar::new(config, datapath, keys));
     sidecar.log_start(socket.path().display());
 
-    let api = tokio::spawn(serve_api(socket, sidecar.clone(), stop.clone()));
+    let api = tokio::spawn(serve_api(
+        socket,
+        sidecar.clone(),
+        control,
+        events,
+        stop.clone(),
+    ));
     notifier.send("READY=1");
     loop {
         tokio::select! {
@@ -211,19 +233,17 @@ async fn reload(
 
 /// Serves the API until the daemon is to stop. Without it the sessions are still protected, so a
 /// failure is logged and no more.
-async fn serve_api(socket: ApiSocket, sidecar: Arc<Sidecar>, stop: watch::Receiver<bool>) {
+async fn serve_api(
+    socket: ApiSocket,
+    sidecar: Arc<Sidecar>,
+    control: Arc<Control>,
+    events: EventLog,
+    stop: watch::Receiver<bool>,
+) {
     let grace_over = async {
         wanted(stop.clone()).await;
         tokio::time::sleep(API_GRACE).await;
     };
-    let names = sidecar
-        .running()
-        .peers
-        .iter()
-        .map(|peer| Arc::clone(&peer.spec.name))
-        .collect();
-    let control = Arc::new(NoRollover(names));
-    let events = EventLog::new();
     tokio::select! {
         served = grpc_api::serve(socket, sidecar, control, events, wanted(stop.clone())) => {
             if let Err(failure) = served {
@@ -264,20 +284,21 @@ async fn wanted(mut stop: watch::Receiver<bool>) {
     let _ = stop.wait_for(|&stop| stop).await;
 }
 
-/// The running backend, as the API sees it.
+/// What runs, as the API sees it.
 struct Sidecar {
     started: Instant,
     running: Mutex<Config>,
-    /// Taken when the daemon stops.
-    backend: Mutex<Option<Datapath>>,
+    datapath: Arc<SharedDatapath>,
+    keys: Mutex<Keys>,
 }
 
 impl Sidecar {
-    fn new(config: Config, backend: Datapath) -> Self {
+    fn new(config: Config, datapath: Arc<SharedDatapath>, keys: Keys) -> Self {
         Self {
             started: Instant::now(),
             running: Mutex::new(config),
-            backend: Mutex::new(Some(backend)),
+            datapath,
+            keys: Mutex::new(keys),
         }
     }
 
@@ -289,10 +310,11 @@ impl Sidecar {
         if !differing.is_empty() {
             return Err(ReloadError::Settings(differing));
         }
-        let peers: Vec<_> = fresh.peers.iter().map(|peer| peer.spec.clone()).collect();
-        let backend = self.backend();
-        let datapath = backend.as_ref().ok_or(ReloadError::Stopping)?;
-        let changed = datapath.set_keys(&peers)?;
+        let changed = self.keys().reload(&fresh.peers, |peers| {
+            let changed = self.datapath.with(|datapath| datapath.set_keys(peers));
+            let changed = changed.ok_or(ReloadError::Stopping)?;
+            changed.map_err(ReloadError::from)
+        })?;
         *running = fresh;
         Ok(changed)
     }
@@ -316,22 +338,22 @@ impl Sidecar {
     }
 
     fn stop(&self) -> Result<(), StopError> {
-        let backend = self.backend().take();
-        backend.map_or(Ok(()), Datapath::stop)
+        self.keys().stop();
+        self.datapath.take().map_or(Ok(()), Datapath::stop)
     }
 
     fn running(&self) -> MutexGuard<'_, Config> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn backend(&self) -> MutexGuard<'_, Option<Datapath>> {
-        self.backend.lock().unwrap_or_else(PoisonError::into_inner)
+    fn keys(&self) -> MutexGuard<'_, Keys> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Source for Sidecar {
     fn snapshot(&self) -> Option<Snapshot> {
-        let report = self.backend().as_ref()?.report();
+        let report = self.datapath.with(Datapath::report)?;
         Some(Snapshot {
             version: VERSION,
             uptime: self.started.elapsed(),
@@ -351,7 +373,6 @@ fn facts(peer: &Peer) -> PeerFacts {
             .keys
             .chain()
             .map_or_else(String::new, |chain| chain.name().to_owned()),
-        keys: u32::try_from(peer.spec.keys.len()).unwrap_or(u32::MAX),
         ports: (*peer.spec.ports.start(), *peer.spec.ports.end()),
     }
 }

@@ -224,6 +224,7 @@ pub(super) fn peer_report(peer: &Served) -> PeerReport {
         address,
         backend: decision.backend,
         backend_reason: decision.reason.clone(),
+        keys: u32::try_from(spec.keys.len()).unwrap_or(u32::MAX),
         sessions: 0,
         segments_good: 0,
         segments_sent: 0,

@@ -1,0 +1,595 @@
+//! Carries out key chains: as their lifetimes begin and end, keys are installed, selected, retired
+//! and deleted on live sessions.
+//!
+//! A thread of its own looks at all chains when one changes, and every few seconds at the clocks.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime};
+use std::{io, mem};
+
+use ao_engine::policy::Mkt;
+use grpc_api::operator::Severity;
+use keymgr::backend::{Backend, Removal};
+use keymgr::chain::{KeyChain, OnExpiry, Wanted};
+use keymgr::clock::{ClockChange, ClockWatch};
+use keymgr::rollover::{Now, SessionKeys};
+
+use super::clock::Clock;
+use super::events::Events;
+
+/// How often the clocks are compared, and sessions looked at for the use of their keys.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How soon what failed is tried again, and what is awaited looked at again.
+const SOON: Duration = Duration::from_secs(1);
+
+/// A peer with a key chain.
+#[derive(Clone, Debug)]
+pub(crate) struct ChainPeer {
+    pub(crate) name: Arc<str>,
+    pub(crate) chain: Arc<KeyChain>,
+}
+
+/// How much a key has been used: segments verified, and when they last became more.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Use {
+    pub(super) verified: u64,
+    pub(super) last: Option<SystemTime>,
+}
+
+/// The running thread.
+pub(super) struct Chains {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<Thread>>,
+}
+
+struct Thread {
+    /// Sent to so that it looks at once, dropped so that it ends.
+    wake: Sender<()>,
+    handle: JoinHandle<()>,
+}
+
+struct Shared {
+    backend: Arc<dyn Backend>,
+    events: Events,
+    clock: Clock,
+    /// Held while keys are changed, so that a reload and a lifetime do not cross.
+    state: Mutex<State>,
+}
+
+struct State {
+    watch: ClockWatch,
+    peers: Vec<Scheduled>,
+    /// By peer and RecvID.
+    uses: HashMap<(Arc<str>, u8), Use>,
+}
+
+/// A peer, and what is known to be done for it.
+struct Scheduled {
+    peer: ChainPeer,
+    /// Keys the backend has, the preferred one first.
+    held: Vec<Arc<Mkt>>,
+    retired: Vec<u8>,
+    /// The preferred key, since it was selected and until all sessions use it.
+    awaited: Option<(Arc<Mkt>, Duration)>,
+    expired: bool,
+    /// Days before the end of the chain that were warned of last.
+    warned: Option<u8>,
+    /// Why the last step failed; told once.
+    failure: Option<String>,
+}
+
+impl Chains {
+    /// Starts with peers whose keys the backend has, as `held` gives them in the same order.
+    pub(super) fn start(
+        peers: Vec<(ChainPeer, Vec<Arc<Mkt>>)>,
+        backend: Arc<dyn Backend>,
+        events: Events,
+        clock: Clock,
+    ) -> io::Result<Self> {
+        let scheduled = |(peer, held)| Scheduled::new(peer, held);
+        let state = State {
+            watch: ClockWatch::new(clock.now()),
+            peers: peers.into_iter().map(scheduled).collect(),
+            uses: HashMap::new(),
+        };
+        let shared = Arc::new(Shared {
+            backend,
+            events,
+            clock,
+            state: Mutex::new(state),
+        });
+        let (wake, woken) = mpsc::channel();
+        let running = Arc::clone(&shared);
+        let handle = thread::Builder::new()
+            .name("ao-chains".to_owned())
+            .spawn(move || running.run(&woken))?;
+        Ok(Self {
+            shared,
+            thread: Mutex::new(Some(Thread { wake, handle })),
+        })
+    }
+
+    /// Replaces the chains: `apply` gets the keys wanted now for each peer, gives them to the
+    /// backend, and may refuse. The wall clock is believed from now on: the operator has looked.
+    pub(super) fn replace<T, E>(
+        &self,
+        peers: Vec<ChainPeer>,
+        apply: impl FnOnce(&[(Arc<str>, Vec<Arc<Mkt>>)]) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut state = self.shared.state();
+        let now = self.shared.clock.now();
+        let keys: Vec<_> = peers
+            .iter()
+            .map(|peer| (Arc::clone(&peer.name), peer.chain.at(now.wall).keys))
+            .collect();
+        let applied = apply(&keys)?;
+        state.watch.trust(now);
+        let mut former: HashMap<Arc<str>, Scheduled> = mem::take(&mut state.peers)
+            .into_iter()
+            .map(|scheduled| (Arc::clone(&scheduled.peer.name), scheduled))
+            .collect();
+        let fresh = peers.into_iter().zip(keys).map(|(peer, (name, keys))| {
+            // A chain that is over gave the backend no keys: it has those from before.
+            let held = match (former.remove(&name), keys.is_empty()) {
+                (Some(former), true) => former.held,
+                (_, _) => keys,
+            };
+            Scheduled::new(peer, held)
+        });
+        state.peers = fresh.collect();
+        drop(state);
+        if let Some(thread) = &*self.thread() {
+            // The thread has ended only if the daemon stops.
+            let _ = thread.wake.send(());
+        }
+        Ok(applied)
+    }
+
+    /// What is known of the use of a peer's keys, by RecvID.
+    pub(super) fn uses(&self, peer: &str) -> HashMap<u8, Use> {
+        let state = self.shared.state();
+        let of_peer = state.uses.iter().filter(|((name, _), _)| &**name == peer);
+        of_peer.map(|((_, id), used)| (*id, *used)).collect()
+    }
+
+    /// The time that chains go by.
+    pub(super) fn now(&self) -> SystemTime {
+        let mut watch = self.shared.state().watch.clone();
+        watch.look(self.shared.clock.now()).0
+    }
+
+    /// Ends the thread; keys stay as they are.
+    pub(super) fn stop(&self) {
+        let thread = self.thread().take();
+        if let Some(Thread { wake, handle }) = thread {
+            drop(wake);
+            let _ = handle.join();
+        }
+    }
+
+    fn thread(&self) -> MutexGuard<'_, Option<Thread>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self, woken: &mpsc::Receiver<()>) {
+        loop {
+            let pause = self.turn(self.clock.now());
+            match woken.recv_timeout(pause) {
+                Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Does what is due; how long nothing will be.
+    fn turn(&self, now: Now) -> Duration {
+        let state = &mut *self.state();
+        let (trusted, change) = state.watch.look(now);
+        if let Some(change) = change {
+            self.tell_clock(change);
+        }
+        let mut next = LOOK_EVERY;
+        let wanted: Vec<Wanted> = state
+            .peers
+            .iter()
+            .map(|scheduled| scheduled.peer.chain.at(trusted))
+            .collect();
+        self.change_keys(&mut state.peers, &wanted, now.steady);
+        self.observe(state, now);
+        for (scheduled, wanted) in state.peers.iter_mut().zip(&wanted) {
+            self.tell_expiry(scheduled, wanted, trusted);
+            if scheduled.is_unfinished(wanted) || scheduled.awaited.is_some() {
+                next = next.min(SOON);
+            }
+            let change = wanted.next_change.map(|at| at.duration_since(trusted));
+            if let Some(Ok(until)) = change {
+                next = next.min(until);
+            }
+        }
+        next
+    }
+
+    /// Takes the steps that lead from what is held to what is wanted: each for all peers at once.
+    fn change_keys(&self, peers: &mut [Scheduled], wanted: &[Wanted], steady: Duration) {
+        self.make_room(peers, wanted);
+        self.install(peers, wanted);
+        self.select(peers, wanted, steady);
+        self.retire(peers, wanted);
+        self.delete(peers, wanted);
+    }
+
+    /// Deletes keys that are over and whose IDs a key to be installed has.
+    fn make_room(&self, peers: &mut [Scheduled], wanted: &[Wanted]) {
+        let in_the_way = |key: &Mkt, wanted: &Wanted| {
+            let takes = |new: &Arc<Mkt>| new.send_id == key.send_id || new.recv_id == key.recv_id;
+            wanted.keys.iter().any(takes)
+        };
+        self.delete_where(peers, wanted, in_the_way);
+        for (scheduled, wanted) in peers.iter_mut().zip(wanted) {
+            let holds_none = !wanted.keys.iter().any(|mkt| scheduled.holds(mkt));
+            let last = scheduled.held.first();
+            // After a gap the chain goes on with the IDs of the key it ended with: no session can
+            // have both.
+            if holds_none && last.is_some_and(|last| in_the_way(last, wanted)) {
+                self.close(scheduled);
+            }
+        }
+    }
+
+    fn install(&self, peers: &mut [Scheduled], wanted: &[Wanted]) {
+        let mut keys = Vec::new();
+        let mut of = Vec::new();
+        for (place, (scheduled, wanted)) in peers.iter().zip(wanted).enumerate() {
+            for mkt in wanted.keys.iter().filter(|mkt| !scheduled.holds(mkt)) {
+                keys.push((Arc::clone(&scheduled.peer.name), Arc::clone(mkt)));
+                of.push(place);
+            }
+        }
+        if keys.is_empty() {
+            return;
+        }
+        let results = self.backend.install(&keys);
+        for ((place, (_, mkt)), result) in of.into_iter().zip(keys).zip(results) {
+            let Some(scheduled) = peers.get_mut(place) else {
+                continue;
+            };
+            if self.note(scheduled, result, "installed", mkt.send_id) {
+                let message = format!("key with send_id {} installed", mkt.send_id);
+                self.tell(scheduled, "chain-key-installed", Severity::Info, message);
+                scheduled.held.push(mkt);
+            }
+        }
+    }
+
+    fn select(&self, peers: &mut [Scheduled], wanted: &[Wanted], steady: Duration) {
+        let due = |(scheduled, wanted): &(&mut Scheduled, &Wanted)| {
+            let preferred = wanted.keys.first();
+            preferred.is_some_and(|mkt| scheduled.holds(mkt) && !scheduled.prefers(mkt))
+        };
+        let due: Vec<_> = peers.iter_mut().zip(wanted).filter(due).collect();
+        let keys: Vec<_> = due
+            .iter()
+            .filter_map(|(scheduled, wanted)| {
+                Some((
+                    Arc::clone(&scheduled.peer.name),
+                    wanted.keys.first()?.send_id,
+                ))
+            })
+            .collect();
+        if keys.is_empty() {
+            return;
+        }
+        let results = self.backend.select(&keys);
+        for ((scheduled, wanted), result) in due.into_iter().zip(results) {
+            let Some(mkt) = wanted.keys.first() else {
+                continue;
+            };
+            if self.note(scheduled, result, "selected", mkt.send_id) {
+                let message = format!(
+                    "key with send_id {} selected: its time has come",
+                    mkt.send_id
+                );
+                self.tell(scheduled, "chain-key-selected", Severity::Info, message);
+                scheduled.prefer(mkt);
+                scheduled.awaited = Some((Arc::clone(mkt), steady));
+            }
+        }
+    }
+
+    fn retire(&self, peers: &mut [Scheduled], wanted: &[Wanted]) {
+        let mut keys = Vec::new();
+        let mut of = Vec::new();
+        for (place, (scheduled, wanted)) in peers.iter().zip(wanted).enumerate() {
+            for id in wanted
+                .retired
+                .iter()
+                .filter(|id| !scheduled.retired.contains(id))
+            {
+                // The last key of a chain is all there is.
+                if scheduled
+                    .held
+                    .first()
+                    .is_some_and(|first| first.send_id != *id)
+                {
+                    keys.push((Arc::clone(&scheduled.peer.name), *id));
+                    of.push(place);
+                }
+            }
+        }
+        if keys.is_empty() {
+            return;
+        }
+        let results = self.backend.retire(&keys);
+        for ((place, (_, send_id)), result) in of.into_iter().zip(keys).zip(results) {
+            let Some(scheduled) = peers.get_mut(place) else {
+                continue;
+            };
+            if self.note(scheduled, result, "retired", send_id) {
+                scheduled.retired.push(send_id);
+            }
+        }
+    }
+
+    fn delete(&self, peers: &mut [Scheduled], wanted: &[Wanted]) {
+        for (scheduled, wanted) in peers.iter_mut().zip(wanted) {
+            if wanted.keys.is_empty() && !scheduled.held.is_empty() {
+                self.close(scheduled);
+            }
+        }
+        self.delete_where(peers, wanted, |_, _| true);
+    }
+
+    /// A chain that is over and whose sessions are to end with it.
+    fn close(&self, scheduled: &mut Scheduled) {
+        let closed = self.backend.close(&scheduled.peer.name);
+        if self.note(scheduled, closed, "closed", 0) {
+            scheduled.held.clear();
+            scheduled.retired.clear();
+            scheduled.awaited = None;
+        }
+    }
+
+    /// Deletes the held keys that are not wanted and that `is_due` chooses.
+    fn delete_where(
+        &self,
+        peers: &mut [Scheduled],
+        wanted: &[Wanted],
+        is_due: impl Fn(&Mkt, &Wanted) -> bool,
+    ) {
+        let mut keys = Vec::new();
+        let mut of = Vec::new();
+        for (place, (scheduled, wanted)) in peers.iter().zip(wanted).enumerate() {
+            let stays = |key: &Arc<Mkt>| wanted.keys.iter().any(|mkt| Arc::ptr_eq(mkt, key));
+            // The first key is never deleted before another one has been selected.
+            let others = scheduled.held.iter().skip(1);
+            for key in others.filter(|key| !stays(key) && is_due(key, wanted)) {
+                keys.push(Removal {
+                    peer: Arc::clone(&scheduled.peer.name),
+                    send_id: key.send_id,
+                    forced: true,
+                });
+                of.push((place, Arc::clone(key)));
+            }
+        }
+        if keys.is_empty() {
+            return;
+        }
+        let results = self.backend.delete(&keys);
+        for ((place, key), result) in of.into_iter().zip(results) {
+            let Some(scheduled) = peers.get_mut(place) else {
+                continue;
+            };
+            if self.note(scheduled, result, "deleted", key.send_id) {
+                let message = format!("key with send_id {} deleted: its time is over", key.send_id);
+                self.tell(scheduled, "chain-key-deleted", Severity::Info, message);
+                scheduled.forget(&key);
+            }
+        }
+    }
+
+    /// Looks which keys sessions use.
+    fn observe(&self, state: &mut State, now: Now) {
+        let names: Vec<Arc<str>> = state
+            .peers
+            .iter()
+            .map(|scheduled| Arc::clone(&scheduled.peer.name))
+            .collect();
+        if names.is_empty() {
+            return;
+        }
+        let waiting = state.peers.iter().filter(|peer| peer.awaited.is_some());
+        let waiting: Vec<_> = waiting.map(|peer| Arc::clone(&peer.peer.name)).collect();
+        if !waiting.is_empty() {
+            self.backend.nudge(&waiting);
+        }
+        let all = self.backend.observe(&names);
+        for ((scheduled, sessions), name) in state.peers.iter_mut().zip(all).zip(names) {
+            note_use(&mut state.uses, &name, &sessions, now.wall);
+            self.tell_use(scheduled, &sessions, now.steady);
+        }
+    }
+
+    /// Tells when all sessions use the key that was selected.
+    fn tell_use(&self, scheduled: &mut Scheduled, sessions: &[SessionKeys], steady: Duration) {
+        let Some((mkt, since)) = &scheduled.awaited else {
+            return;
+        };
+        let uses = |session: &SessionKeys| {
+            session.send_id_current == mkt.send_id && session.recv_id_rnext == mkt.recv_id
+        };
+        if sessions.is_empty() || !sessions.iter().all(uses) {
+            return;
+        }
+        let seconds = steady.saturating_sub(*since).as_secs_f64();
+        let message = format!(
+            "key with send_id {} in use in both directions on {} after {seconds:.1} s",
+            mkt.send_id,
+            count(sessions.len(), "session"),
+        );
+        self.tell(scheduled, "chain-key-in-use", Severity::Info, message);
+        scheduled.awaited = None;
+    }
+
+    /// Tells of a chain that is over, or soon will be.
+    fn tell_expiry(&self, scheduled: &mut Scheduled, wanted: &Wanted, now: SystemTime) {
+        if let Some(days) = scheduled.peer.chain.warning_due(now, scheduled.warned) {
+            let message = format!(
+                "key chain {:?} ends in less than {}: add a key with a later end",
+                scheduled.peer.chain.name(),
+                count(usize::from(days), "day"),
+            );
+            self.tell(scheduled, "chain-ends", Severity::Warning, message);
+            scheduled.warned = Some(days);
+        }
+        let name = scheduled.peer.chain.name();
+        let message = match (wanted.expired, scheduled.expired) {
+            (Some(OnExpiry::Keep), false) => {
+                format!("key chain {name:?} is over: its last key stays in use; add a key")
+            }
+            (Some(OnExpiry::Close), false) => format!(
+                "key chain {name:?} is over: the peer is blocked and its sessions are closed; add a \
+                 key"
+            ),
+            (_, _) => {
+                scheduled.expired = wanted.expired.is_some();
+                return;
+            }
+        };
+        scheduled.expired = true;
+        self.tell(scheduled, "chain-over", Severity::Alarm, message);
+    }
+
+    fn tell_clock(&self, change: ClockChange) {
+        let (kind, severity, message) = match change {
+            ClockChange::Jumped { to, trusted } => (
+                "clock-jumped",
+                Severity::Alarm,
+                format!(
+                    "the wall clock jumped to {}, expected {}: key chains go on by the steady clock \
+                     for an hour; set the clock, or reload to believe it now",
+                    super::time_text(to),
+                    super::time_text(trusted),
+                ),
+            ),
+            ClockChange::Returned => (
+                "clock-returned",
+                Severity::Info,
+                "the wall clock is where it should be again".to_owned(),
+            ),
+            ClockChange::Believed => (
+                "clock-believed",
+                Severity::Warning,
+                "the wall clock has been even since its jump: key chains go by it".to_owned(),
+            ),
+        };
+        self.events.tell(None, kind, severity, message);
+    }
+
+    /// Whether a step was taken. Why it was not is told once.
+    fn note(
+        &self,
+        scheduled: &mut Scheduled,
+        result: Result<(), String>,
+        step: &str,
+        send_id: u8,
+    ) -> bool {
+        let Err(reason) = result else {
+            scheduled.failure = None;
+            return true;
+        };
+        let failure = format!("key with send_id {send_id} not {step} yet: {reason}");
+        if scheduled.failure.as_ref() != Some(&failure) {
+            self.tell(
+                scheduled,
+                "backend-failed",
+                Severity::Alarm,
+                failure.clone(),
+            );
+            scheduled.failure = Some(failure);
+        }
+        false
+    }
+
+    fn tell(&self, of: &Scheduled, kind: &'static str, severity: Severity, message: String) {
+        self.events
+            .tell(Some(&of.peer.name), kind, severity, message);
+    }
+}
+
+impl Scheduled {
+    fn new(peer: ChainPeer, held: Vec<Arc<Mkt>>) -> Self {
+        Self {
+            peer,
+            held,
+            retired: Vec::new(),
+            awaited: None,
+            expired: false,
+            warned: None,
+            failure: None,
+        }
+    }
+
+    fn holds(&self, mkt: &Arc<Mkt>) -> bool {
+        self.held.iter().any(|held| Arc::ptr_eq(held, mkt))
+    }
+
+    fn prefers(&self, mkt: &Arc<Mkt>) -> bool {
+        self.held.first().is_some_and(|held| Arc::ptr_eq(held, mkt))
+    }
+
+    fn prefer(&mut self, mkt: &Arc<Mkt>) {
+        self.held.retain(|held| !Arc::ptr_eq(held, mkt));
+        self.held.insert(0, Arc::clone(mkt));
+    }
+
+    fn forget(&mut self, mkt: &Arc<Mkt>) {
+        self.held.retain(|held| !Arc::ptr_eq(held, mkt));
+        self.retired.retain(|&id| id != mkt.send_id);
+    }
+
+    /// Whether something wanted is not there, or something there is not wanted.
+    fn is_unfinished(&self, wanted: &Wanted) -> bool {
+        self.held.len() != wanted.keys.len()
+            || !wanted.keys.iter().all(|mkt| self.holds(mkt))
+            || wanted.keys.first().is_some_and(|mkt| !self.prefers(mkt))
+    }
+}
+
+/// Notes how often keys were used, and when they last were.
+fn note_use(
+    uses: &mut HashMap<(Arc<str>, u8), Use>,
+    peer: &Arc<str>,
+    sessions: &[SessionKeys],
+    now: SystemTime,
+) {
+    let mut verified: HashMap<u8, u64> = HashMap::new();
+    for &(id, count) in sessions.iter().flat_map(|session| &session.verified) {
+        *verified.entry(id).or_default() += count;
+    }
+    for (id, count) in verified {
+        let used = uses.entry((Arc::clone(peer), id)).or_default();
+        if count > used.verified {
+            used.last = Some(now);
+        }
+        used.verified = count;
+    }
+}
+
+fn count(count: usize, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        count => format!("{count} {what}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,307 @@
+//! What operators see of keys and may do with them.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use grpc_api::operator::{
+    CompletedRollover, ControlError, GenerationReport, IdentityReport, KeyControl, KeyOrigin,
+    KeyReport, KeyState, Lifetime, PeerKeys, RolloverReport,
+};
+use keymgr::chain::KeyChain;
+use keymgr::rollover::message::Stage;
+use keymgr::rollover::{GenerationStatus, Status};
+
+use super::chains::{ChainPeer, Chains};
+use super::manager::{Command, Handle, View};
+use crate::config::{KeySource, Peer, RolloverConfig, TrustConfig};
+
+/// A configured peer.
+struct Entry {
+    name: Arc<str>,
+    source: KeySource,
+}
+
+/// Answers operators.
+pub(crate) struct Control {
+    peers: Mutex<Vec<Entry>>,
+    chains: Arc<Chains>,
+    /// Absent when no peer is automatic.
+    automatic: Option<(Handle, IdentityReport)>,
+}
+
+impl Control {
+    pub(super) fn new(
+        peers: &[Peer],
+        chains: Arc<Chains>,
+        automatic: Option<(Handle, IdentityReport)>,
+    ) -> Self {
+        let control = Self {
+            peers: Mutex::default(),
+            chains,
+            automatic,
+        };
+        control.replace(peers);
+        control
+    }
+
+    /// Follows a change of the configuration.
+    pub(super) fn replace(&self, peers: &[Peer]) {
+        let entry = |peer: &Peer| Entry {
+            name: Arc::clone(&peer.spec.name),
+            source: peer.keys.clone(),
+        };
+        *self.entries() = peers.iter().map(entry).collect();
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rollover_of(&self, peer: &str) -> Option<RolloverConfig> {
+        let entries = self.entries();
+        let entry = entries.iter().find(|entry| &*entry.name == peer)?;
+        entry.source.rollover().cloned()
+    }
+
+    /// Peers with a chain, all or one.
+    fn chain_peers(&self, wanted: Option<&str>) -> Vec<ChainPeer> {
+        let entries = self.entries();
+        let wanted = entries
+            .iter()
+            .filter(|entry| wanted.is_none_or(|wanted| &*entry.name == wanted));
+        wanted
+            .filter_map(|entry| {
+                Some(ChainPeer {
+                    name: Arc::clone(&entry.name),
+                    chain: Arc::clone(entry.source.chain()?),
+                })
+            })
+            .collect()
+    }
+
+    async fn views(&self, peer: Option<&str>) -> Result<Vec<(Arc<str>, View)>, ControlError> {
+        let Some((handle, _)) = &self.automatic else {
+            return Ok(Vec::new());
+        };
+        let views = handle.status(peer.map(Arc::from)).await;
+        views.map_err(|_| ControlError::Stopping)
+    }
+
+    async fn command(&self, peer: &str, command: Command) -> Result<(), ControlError> {
+        let Some((handle, _)) = &self.automatic else {
+            return Err(ControlError::Refused("no peer is automatic".to_owned()));
+        };
+        let done = handle.command(peer.into(), command).await;
+        done.map_err(ControlError::Refused)
+    }
+}
+
+impl KeyControl for Control {
+    fn peers(&self) -> Vec<PeerKeys> {
+        let keys = |entry: &Entry| PeerKeys {
+            name: Arc::clone(&entry.name),
+            automatic: entry.source.rollover().is_some(),
+        };
+        self.entries().iter().map(keys).collect()
+    }
+
+    async fn keys(&self, peer: Option<&str>) -> Result<Vec<KeyReport>, ControlError> {
+        let now = self.chains.now();
+        let mut keys = Vec::new();
+        for peer in self.chain_peers(peer) {
+            keys.extend(chain_keys(&peer, &self.chains, now));
+        }
+        for (name, view) in self.views(peer).await? {
+            let generations = view.status.generations.iter();
+            keys.extend(generations.map(|generation| generation_key(&name, generation)));
+        }
+        Ok(keys)
+    }
+
+    async fn rollovers(&self, peer: Option<&str>) -> Result<Vec<RolloverReport>, ControlError> {
+        let views = self.views(peer).await?;
+        let report = |(name, view): (Arc<str>, View)| {
+            let config = self.rollover_of(&name)?;
+            Some(rollover_report(name, &view, &config))
+        };
+        Ok(views.into_iter().filter_map(report).collect())
+    }
+
+    async fn start(&self, peer: &str, compromised: bool) -> Result<String, ControlError> {
+        self.command(peer, Command::Start { compromised }).await?;
+        Ok(match compromised {
+            false => format!("changing the key of peer {peer:?}"),
+            true => format!(
+                "agreeing on a fresh key with peer {peer:?}; all others go as soon as it is proven"
+            ),
+        })
+    }
+
+    async fn abort(&self, peer: &str) -> Result<String, ControlError> {
+        self.command(peer, Command::Abort).await?;
+        Ok(format!(
+            "keys of peer {peer:?} that are not in use yet are given up"
+        ))
+    }
+
+    async fn force(&self, peer: &str) -> Result<String, ControlError> {
+        self.command(peer, Command::Force).await?;
+        Ok(format!(
+            "superseded keys of peer {peer:?} are being deleted"
+        ))
+    }
+
+    async fn identity(&self) -> Result<IdentityReport, ControlError> {
+        let identity = self
+            .automatic
+            .as_ref()
+            .map(|(_, identity)| identity.clone());
+        identity.ok_or_else(|| {
+            let reason = "no peer has [peer.rollover], so this sidecar needs no identity; \
+                          `ao-sidecar identity` makes one";
+            ControlError::Refused(reason.to_owned())
+        })
+    }
+}
+
+fn chain_keys(peer: &ChainPeer, chains: &Chains, now: SystemTime) -> Vec<KeyReport> {
+    let uses = chains.uses(&peer.name);
+    let wanted = peer.chain.at(now);
+    let chain: &KeyChain = &peer.chain;
+    let name: Arc<str> = chain.name().into();
+    let report = |key: &keymgr::chain::Key| {
+        let used = uses.get(&key.mkt.recv_id).copied().unwrap_or_default();
+        let accepted = wanted.keys.iter().any(|mkt| Arc::ptr_eq(mkt, &key.mkt));
+        let state = match (accepted, key.send.has_begun(now)) {
+            (true, true) if !wanted.retired.contains(&key.mkt.send_id) => KeyState::Active,
+            (true, _) => KeyState::AcceptOnly,
+            (false, _) if key.accept.has_ended(now) => KeyState::Expired,
+            (false, _) => KeyState::Pending,
+        };
+        // Another key with this ID may have been used before or since.
+        let used = Some(used).filter(|_| accepted).unwrap_or_default();
+        KeyReport {
+            peer: Arc::clone(&peer.name),
+            origin: KeyOrigin::Chain {
+                name: Arc::clone(&name),
+            },
+            ids: Some((key.mkt.send_id, key.mkt.recv_id)),
+            algorithm: key.mkt.algorithm.name(),
+            state,
+            send: lifetime(key.send),
+            accept: lifetime(key.accept),
+            last_use: used.last,
+            segments_verified: used.verified,
+        }
+    };
+    chain.keys().iter().map(report).collect()
+}
+
+fn lifetime(lifetime: keymgr::lifetime::Lifetime) -> Lifetime {
+    Lifetime {
+        start: lifetime.start(),
+        end: lifetime.end(),
+    }
+}
+
+fn generation_key(peer: &Arc<str>, generation: &GenerationStatus) -> KeyReport {
+    KeyReport {
+        peer: Arc::clone(peer),
+        origin: KeyOrigin::Rollover {
+            generation: generation.number,
+            there: generation.there.map(stage),
+            agreed_at: None,
+            segments_verified_there: generation.verified_there,
+        },
+        ids: Some((generation.id, generation.id)),
+        algorithm: generation.algorithm.name(),
+        state: state_of(generation),
+        send: Lifetime::default(),
+        accept: Lifetime::default(),
+        last_use: generation.last_use,
+        segments_verified: generation.verified_here,
+    }
+}
+
+fn state_of(generation: &GenerationStatus) -> KeyState {
+    match (generation.stage, generation.ready) {
+        (Stage::Installed, true) => KeyState::Ready,
+        (other, _) => stage(other),
+    }
+}
+
+fn stage(stage: Stage) -> KeyState {
+    match stage {
+        Stage::Agreed => KeyState::Agreed,
+        Stage::Installed => KeyState::Installed,
+        Stage::Selected => KeyState::Selected,
+        Stage::Proven => KeyState::Proven,
+        Stage::Retiring => KeyState::Retiring,
+        Stage::Deleted => KeyState::Deleted,
+        Stage::Revoked => KeyState::Revoked,
+    }
+}
+
+fn rollover_report(peer: Arc<str>, view: &View, config: &RolloverConfig) -> RolloverReport {
+    let Status {
+        active,
+        proven,
+        generations,
+        next_rollover,
+        last_heard,
+        alarms,
+        start_pending,
+        ..
+    } = &view.status;
+    let now = SystemTime::now();
+    let report = |number: u64| {
+        let generation = generations.iter().find(|found| found.number == number)?;
+        Some(GenerationReport {
+            number,
+            key_id: Some(generation.id),
+            state: state_of(generation),
+            there: generation.there.map(stage),
+        })
+    };
+    let above = |generation: &&GenerationStatus| active.is_none_or(|at| generation.number > at);
+    let ready = generations
+        .iter()
+        .filter(above)
+        .filter(|generation| generation.ready);
+    let coming = generations.iter().find(|generation| {
+        above(generation) && matches!(generation.stage, Stage::Agreed | Stage::Installed)
+    });
+    let waiting = match (active, proven, start_pending) {
+        (None, _, _) => Some("the first key: the peer is blocked until both ends have it"),
+        (_, false, _) => Some("traffic: some session does not use the key in both directions yet"),
+        (_, _, true) => Some("a key that both ends have"),
+        (_, true, false) => None,
+    };
+    let target = match (proven, start_pending) {
+        (false, _) => active.and_then(report),
+        (true, true) => coming.and_then(|generation| report(generation.number)),
+        (true, false) => None,
+    };
+    RolloverReport {
+        peer,
+        endpoint: config.endpoint.to_string(),
+        trust: match &config.trust {
+            TrustConfig::Pinned(fingerprint) => fingerprint.to_string(),
+            TrustConfig::Authority { name, .. } => format!("name {name:?}"),
+        },
+        interval: config.interval,
+        overlap: config.overlap,
+        active: active.and_then(report),
+        target,
+        runway_ready: u32::try_from(ready.count()).unwrap_or(u32::MAX),
+        runway_wanted: u32::from(config.runway),
+        next: next_rollover.and_then(|left| now.checked_add(left)),
+        last: view
+            .last
+            .map(|(at, took, trigger)| CompletedRollover { at, took, trigger }),
+        last_heard: last_heard.and_then(|ago| now.checked_sub(ago)),
+        unreachable: view.failing.clone(),
+        waiting: waiting.map(str::to_owned),
+        alarms: alarms.iter().map(ToString::to_string).collect(),
+    }
+}

@@ -1,0 +1,546 @@
+//! Drives the automatic peers: takes what happens to their state machines, puts the outcome on
+//! disk, and only then does what they ask for.
+//!
+//! One task owns all peers. In each turn it takes everything that has come in and every deadline
+//! that has passed, saves all records that changed in one transaction, and carries out all
+//! actions: one job for the backend, one call to each peer that is to be told.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use keymgr::backend::{Backend, Removal};
+use keymgr::rollover::message::Message;
+use keymgr::rollover::{Action, Event, Now, Record, Rollover, Status, Step};
+use keymgr::store::{Entry, Store};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
+use tracing::error;
+
+use super::clock::Clock;
+use super::events::{Events, trigger};
+use super::job::{Job, Outcome};
+
+/// Calls to peers under way at once; each is a TLS connection.
+const CALLS_AT_ONCE: usize = 32;
+/// How long to wait before a store that could not be written is tried again.
+const SAVE_AGAIN: Duration = Duration::from_secs(1);
+/// Inputs that may wait; then callers do.
+const INBOX: usize = 1024;
+
+/// A call to the far end's sidecar that is under way.
+pub(super) type Call = Pin<Box<dyn Future<Output = Result<Message, String>> + Send>>;
+
+/// What talks to the far ends.
+pub(super) trait Caller: Send + Sync + 'static {
+    /// Sends a message to the sidecar of `peer` and waits for its own.
+    fn call(self: Arc<Self>, peer: Arc<str>, message: Message) -> Call;
+}
+
+/// What an operator asks of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    Start { compromised: bool },
+    Abort,
+    Force,
+}
+
+/// Where an answer is awaited, or why there is none.
+type Reply<T> = oneshot::Sender<Result<T, String>>;
+
+/// Something that has happened.
+enum Input {
+    /// The far end called.
+    Request {
+        peer: Arc<str>,
+        message: Message,
+        reply: Reply<Message>,
+    },
+    /// A call has ended.
+    Response {
+        peer: Arc<str>,
+        result: Result<Message, String>,
+    },
+    /// The backend has done a job.
+    Done(Outcome),
+    Operator {
+        peer: Arc<str>,
+        command: Command,
+        reply: Reply<()>,
+    },
+    Status {
+        peer: Option<Arc<str>>,
+        reply: oneshot::Sender<Vec<(Arc<str>, View)>>,
+    },
+}
+
+/// Talks to the task; the task ends when the last of them is gone.
+#[derive(Clone)]
+pub(super) struct Handle(mpsc::Sender<Input>);
+
+/// What is said when the task has ended.
+const STOPPING: &str = "the daemon is stopping";
+
+impl Handle {
+    /// The far end's message, answered.
+    pub(super) async fn exchange(
+        &self,
+        peer: Arc<str>,
+        message: Message,
+    ) -> Result<Message, String> {
+        self.ask(|reply| Input::Request {
+            peer,
+            message,
+            reply,
+        })
+        .await?
+    }
+
+    /// Carries out an operator's command, or says why not.
+    pub(super) async fn command(&self, peer: Arc<str>, command: Command) -> Result<(), String> {
+        self.ask(|reply| Input::Operator {
+            peer,
+            command,
+            reply,
+        })
+        .await?
+    }
+
+    /// How things are with one peer, or all.
+    pub(super) async fn status(
+        &self,
+        peer: Option<Arc<str>>,
+    ) -> Result<Vec<(Arc<str>, View)>, String> {
+        self.ask(|reply| Input::Status { peer, reply }).await
+    }
+
+    async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, String> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.0.send(input(reply)).await;
+        sent.map_err(|_| STOPPING.to_owned())?;
+        answer.await.map_err(|_| STOPPING.to_owned())
+    }
+}
+
+/// Steps of one turn, to be carried out once the records are on disk.
+#[derive(Default)]
+struct Work {
+    job: Job,
+    calls: Vec<(Arc<str>, Message)>,
+    replies: Vec<(Reply<Message>, Result<Message, String>)>,
+    answers: Vec<(Reply<()>, Result<(), String>)>,
+    steps: Vec<(Arc<str>, Step)>,
+}
+
+/// The task's state.
+pub(super) struct Manager<B, C> {
+    peers: BTreeMap<Arc<str>, Peer>,
+    store: Arc<Mutex<Store>>,
+    backend: Arc<B>,
+    caller: Arc<C>,
+    events: Events,
+    clock: Clock,
+    inbox: mpsc::Receiver<Input>,
+    /// For tasks that report back. Weak, so that they do not keep the manager alive.
+    outbox: mpsc::WeakSender<Input>,
+    calls: Arc<Semaphore>,
+    /// The backend does one job at a time; what is asked for meanwhile is the next one.
+    busy: bool,
+    next_job: Job,
+    /// How often all sessions are looked at, to notice that a far end has moved on by itself.
+    look_every: Duration,
+    next_look: Duration,
+}
+
+struct Peer {
+    core: Rollover,
+    /// Revision of its record on disk.
+    saved: u64,
+    /// Since when and why calls fail.
+    failing: Option<(SystemTime, String)>,
+    /// Why the generation in use was selected.
+    cause: Option<&'static str>,
+    /// When the last change of keys was completed, how long it took, and why it was begun.
+    last: Option<(SystemTime, Duration, &'static str)>,
+}
+
+/// What is known of a peer.
+pub(super) struct View {
+    pub(super) status: Status,
+    /// Since when and why calls fail.
+    pub(super) failing: Option<(SystemTime, String)>,
+    /// When the last change of keys was completed, how long it took, and why it was begun.
+    pub(super) last: Option<(SystemTime, Duration, &'static str)>,
+}
+
+impl<B: Backend, C: Caller> Manager<B, C> {
+    pub(super) fn new(
+        peers: Vec<(Arc<str>, Rollover)>,
+        store: Store,
+        backend: Arc<B>,
+        caller: Arc<C>,
+        events: Events,
+        clock: Clock,
+        look_every: Duration,
+    ) -> (Self, Handle) {
+        let (sender, inbox) = mpsc::channel(INBOX);
+        let peer = |(name, core): (Arc<str>, Rollover)| (name, Peer::new(core));
+        let manager = Self {
+            peers: peers.into_iter().map(peer).collect(),
+            store: Arc::new(Mutex::new(store)),
+            backend,
+            caller,
+            events,
+            clock,
+            inbox,
+            outbox: sender.downgrade(),
+            calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
+            busy: false,
+            next_job: Job::default(),
+            look_every,
+            next_look: Duration::ZERO,
+        };
+        (manager, Handle(sender))
+    }
+
+    /// Runs until the last handle is gone.
+    pub(super) async fn run(mut self) {
+        let mut inputs = VecDeque::new();
+        while self.wait(&mut inputs).await {
+            let now = self.clock.now();
+            let mut work = Work::default();
+            for input in inputs.drain(..) {
+                self.take(now, input, &mut work);
+            }
+            self.let_time_pass(now, &mut work);
+            if !self.save(&mut inputs).await {
+                return;
+            }
+            self.carry_out(work);
+        }
+    }
+
+    /// Waits for inputs, or until a deadline has passed. False when nobody is left to ask.
+    async fn wait(&mut self, inputs: &mut VecDeque<Input>) -> bool {
+        let deadline = self.deadline();
+        tokio::select! {
+            biased;
+            input = self.inbox.recv() => match input {
+                Some(input) => inputs.push_back(input),
+                None => return false,
+            },
+            () = sleep_until(deadline) => {}
+        }
+        while let Ok(input) = self.inbox.try_recv() {
+            inputs.push_back(input);
+        }
+        true
+    }
+
+    fn deadline(&self) -> Instant {
+        let ticks = self.peers.values().filter_map(|peer| peer.core.next_tick());
+        let first = ticks.min().unwrap_or(self.next_look).min(self.next_look);
+        Instant::now() + first.saturating_sub(self.clock.now().steady)
+    }
+
+    fn take(&mut self, now: Now, input: Input, work: &mut Work) {
+        match input {
+            Input::Request {
+                peer,
+                message,
+                reply,
+            } => {
+                let given = self.handle(now, &peer, Event::Request { message }, work);
+                let answer = given.reply.unwrap_or_else(|| Err("unknown peer".into()));
+                work.replies.push((reply, answer));
+            }
+            Input::Response { peer, result } => {
+                self.note_call(now, &peer, result.as_ref().err());
+                let event = match result {
+                    Ok(message) => Event::Response { message },
+                    Err(reason) => Event::CallFailed { reason },
+                };
+                self.handle(now, &peer, event, work);
+            }
+            Input::Done(events) => {
+                self.busy = false;
+                for (peer, event) in events {
+                    self.handle(now, &peer, event, work);
+                }
+            }
+            Input::Operator {
+                peer,
+                command,
+                reply,
+            } => {
+                let event = match command {
+                    Command::Start { compromised } => Event::Start { compromised },
+                    Command::Abort => Event::Abort,
+                    Command::Force => Event::Force,
+                };
+                let given = self.handle(now, &peer, event, work);
+                work.answers
+                    .push((reply, given.refused.map_or(Ok(()), Err)));
+            }
+            Input::Status { peer, reply } => {
+                // Who asked may have gone.
+                let _ = reply.send(self.status(peer.as_ref()));
+            }
+        }
+    }
+
+    /// Lets one state machine take an event, and sorts what it asks for.
+    fn handle(&mut self, now: Now, name: &Arc<str>, event: Event, work: &mut Work) -> Given {
+        let mut given = Given::default();
+        let Some(peer) = self.peers.get_mut(name) else {
+            return given;
+        };
+        for action in peer.core.handle(now, event, &mut random) {
+            match action {
+                Action::Install { number, mkt } => {
+                    work.job.install.push((Arc::clone(name), number, mkt));
+                }
+                Action::Select { number, send_id } => {
+                    work.job.select.push((Arc::clone(name), number, send_id));
+                }
+                Action::Delete {
+                    number,
+                    send_id,
+                    forced,
+                } => {
+                    let peer = Arc::clone(name);
+                    let removal = Removal {
+                        peer,
+                        send_id,
+                        forced,
+                    };
+                    work.job.delete.push((number, removal));
+                }
+                Action::Observe { nudge } => {
+                    work.job.observe.push(Arc::clone(name));
+                    if nudge {
+                        work.job.nudge.push(Arc::clone(name));
+                    }
+                }
+                Action::Call(message) => work.calls.push((Arc::clone(name), message)),
+                Action::Reply(message) => given.reply = Some(Ok(message)),
+                Action::Reject(reason) => given.reply = Some(Err(reason)),
+                Action::Refused(reason) => given.refused = Some(reason),
+                Action::Tell(step) => {
+                    peer.note_step(now, &step);
+                    work.steps.push((Arc::clone(name), step));
+                }
+            }
+        }
+        given
+    }
+
+    fn note_call(&mut self, now: Now, name: &Arc<str>, failure: Option<&String>) {
+        let Some(peer) = self.peers.get_mut(name) else {
+            return;
+        };
+        peer.failing = failure.map(|reason| {
+            let since = peer.failing.as_ref().map_or(now.wall, |(since, _)| *since);
+            (since, reason.clone())
+        });
+    }
+
+    fn let_time_pass(&mut self, now: Now, work: &mut Work) {
+        let is_due = |peer: &Peer| peer.core.next_tick().is_some_and(|tick| tick <= now.steady);
+        let due = self.peers.iter().filter(|(_, peer)| is_due(peer));
+        let due: Vec<Arc<str>> = due.map(|(name, _)| Arc::clone(name)).collect();
+        for name in due {
+            self.handle(now, &name, Event::Tick, work);
+        }
+        if now.steady >= self.next_look {
+            work.job.observe = self.peers.keys().cloned().collect();
+            self.next_look = now.steady + self.look_every;
+        }
+    }
+
+    /// Puts every record that has changed on disk. Nothing else happens until that has worked: a
+    /// step that was forgotten in a crash must not have been seen by anybody. What comes in
+    /// meanwhile is put off. False when nobody is left to ask.
+    async fn save(&mut self, put_off: &mut VecDeque<Input>) -> bool {
+        let changed = |peer: &&mut Peer| peer.core.revision() != peer.saved;
+        let records: Vec<_> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.core.revision() != peer.saved)
+            .map(|(name, peer)| (Arc::clone(name), peer.core.record().clone()))
+            .collect();
+        if records.is_empty() {
+            return true;
+        }
+        let records = Arc::new(records);
+        let mut failed = false;
+        while let Err(problem) = self.try_save(&records).await {
+            if !failed {
+                self.events.store_failed(&problem);
+            }
+            failed = true;
+            if !self.hold_out(&problem, put_off).await {
+                return false;
+            }
+        }
+        if failed {
+            self.events.store_works();
+        }
+        for peer in self.peers.values_mut().filter(changed) {
+            peer.saved = peer.core.revision();
+        }
+        true
+    }
+
+    /// Passes the time until the store is tried again: operators learn how things are, nobody
+    /// changes them.
+    async fn hold_out(&mut self, problem: &str, put_off: &mut VecDeque<Input>) -> bool {
+        let again = Instant::now() + SAVE_AGAIN;
+        let refusal = || format!("the key store cannot be written: {problem}");
+        loop {
+            let input = tokio::select! {
+                () = sleep_until(again) => return true,
+                input = self.inbox.recv() => input,
+            };
+            match input {
+                None => return false,
+                Some(Input::Status { peer, reply }) => {
+                    let _ = reply.send(self.status(peer.as_ref()));
+                }
+                Some(Input::Request { reply, .. }) => {
+                    let _ = reply.send(Err(refusal()));
+                }
+                Some(Input::Operator { reply, .. }) => {
+                    let _ = reply.send(Err(refusal()));
+                }
+                Some(other) => put_off.push_back(other),
+            }
+        }
+    }
+
+    fn status(&self, wanted: Option<&Arc<str>>) -> Vec<(Arc<str>, View)> {
+        let now = self.clock.now();
+        let is_wanted = |name: &Arc<str>| wanted.is_none_or(|wanted| wanted == name);
+        let all = self.peers.iter().filter(|(name, _)| is_wanted(name));
+        let view = |peer: &Peer| View {
+            status: peer.core.status(now),
+            failing: peer.failing.clone(),
+            last: peer.last,
+        };
+        all.map(|(name, peer)| (Arc::clone(name), view(peer)))
+            .collect()
+    }
+
+    async fn try_save(&self, records: &Arc<Vec<(Arc<str>, Record)>>) -> Result<(), String> {
+        let (store, records) = (Arc::clone(&self.store), Arc::clone(records));
+        let saved = spawn_blocking(move || {
+            let metas: Vec<Vec<u8>> = records.iter().map(|(_, record)| record.to_meta()).collect();
+            let entries: Vec<Entry<'_>> = records
+                .iter()
+                .zip(&metas)
+                .map(|((peer, record), meta)| Entry {
+                    peer,
+                    meta,
+                    secrets: record.secrets().collect(),
+                })
+                .collect();
+            let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+            store.save(&entries)
+        });
+        match saved.await {
+            Ok(result) => result.map_err(|error| error.to_string()),
+            Err(broken) => Err(broken.to_string()),
+        }
+    }
+
+    fn carry_out(&mut self, work: Work) {
+        for (peer, step) in &work.steps {
+            self.events.step(peer, step);
+        }
+        // Whoever asked may have gone.
+        for (reply, answer) in work.replies {
+            let _ = reply.send(answer);
+        }
+        for (reply, answer) in work.answers {
+            let _ = reply.send(answer);
+        }
+        for (peer, message) in work.calls {
+            self.call(peer, message);
+        }
+        self.next_job.append(work.job);
+        if !self.busy && !self.next_job.is_empty() {
+            self.start_job();
+        }
+    }
+
+    fn call(&self, peer: Arc<str>, message: Message) {
+        let call = Arc::clone(&self.caller).call(Arc::clone(&peer), message);
+        let (calls, outbox) = (Arc::clone(&self.calls), self.outbox.clone());
+        tokio::spawn(async move {
+            let Ok(_permit) = calls.acquire().await else {
+                return;
+            };
+            let result = call.await;
+            if let Some(outbox) = outbox.upgrade() {
+                let _ = outbox.send(Input::Response { peer, result }).await;
+            }
+        });
+    }
+
+    fn start_job(&mut self) {
+        self.busy = true;
+        let job = std::mem::take(&mut self.next_job);
+        let (backend, outbox) = (Arc::clone(&self.backend), self.outbox.clone());
+        tokio::spawn(async move {
+            let done = spawn_blocking(move || job.run(&*backend)).await;
+            let events = done.unwrap_or_else(|broken| {
+                // The state machines ask again for what they were not told the end of.
+                error!(%broken, "internal error: a change of keys broke off");
+                Vec::new()
+            });
+            if let Some(outbox) = outbox.upgrade() {
+                let _ = outbox.send(Input::Done(events)).await;
+            }
+        });
+    }
+}
+
+impl Peer {
+    fn new(core: Rollover) -> Self {
+        Self {
+            core,
+            saved: 0,
+            failing: None,
+            cause: None,
+            last: None,
+        }
+    }
+
+    fn note_step(&mut self, now: Now, step: &Step) {
+        match step {
+            Step::Selected { cause, .. } => self.cause = Some(trigger(*cause)),
+            Step::Proven { took, .. } => {
+                self.last = self.cause.take().map(|trigger| (now.wall, *took, trigger));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Answers among the actions.
+#[derive(Default)]
+struct Given {
+    reply: Option<Result<Message, String>>,
+    refused: Option<String>,
+}
+
+/// Random octets of the system.
+fn random(octets: &mut [u8]) {
+    // Linux's getrandom(2) does not fail once the system is up; without it no key may be made.
+    if let Err(failure) = getrandom::fill(octets) {
+        error!(%failure, "no random numbers: no key can be made");
+        std::process::abort();
+    }
+}

@@ -20,6 +20,7 @@ mod pair;
 mod properties;
 mod refusals;
 mod restart;
+mod rollover;
 mod sne;
 mod support;
 mod table;

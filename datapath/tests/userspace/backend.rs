@@ -15,25 +15,28 @@ use datapath::{Datapath, ReloadError, StartError};
 use crate::support::{Namespace, PORT, echo, give_up_in_time, pattern, settings};
 
 /// A namespace and the backend in it.
-struct End {
-    namespace: Namespace,
+pub(crate) struct End {
+    pub(crate) namespace: Namespace,
     state: tempfile::TempDir,
-    peer: &'static str,
+    pub(crate) peer: &'static str,
     algorithm: Algorithm,
     strip: Strip,
     backend: Option<Datapath>,
 }
 
 impl End {
-    fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         Settings {
             strip: self.strip,
             ..settings(self.state.path(), self.peer, self.algorithm)
         }
     }
 
-    fn start(&mut self) {
-        let settings = self.settings();
+    pub(crate) fn start(&mut self) {
+        self.start_with(self.settings());
+    }
+
+    pub(crate) fn start_with(&mut self, settings: Settings) {
         self.backend = Some(
             self.namespace
                 .run(move || Datapath::start(settings))
@@ -41,18 +44,21 @@ impl End {
         );
     }
 
-    fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         if let Some(backend) = self.backend.take() {
             self.namespace.run(move || backend.stop()).unwrap();
         }
     }
 
-    fn report(&mut self) -> Report {
+    pub(crate) fn report(&mut self) -> Report {
         self.ask(Datapath::report)
     }
 
     /// Its firewall is the one of the namespace it is asked in.
-    fn ask<T: Send + 'static>(&mut self, ask: impl FnOnce(&Datapath) -> T + Send + 'static) -> T {
+    pub(crate) fn ask<T: Send + 'static>(
+        &mut self,
+        ask: impl FnOnce(&Datapath) -> T + Send + 'static,
+    ) -> T {
         let backend = self.backend.take().unwrap();
         let asking = move || (ask(&backend), backend);
         let (answer, backend) = self.namespace.run(asking);
@@ -78,7 +84,7 @@ impl End {
 }
 
 /// Two ends; neither backend runs yet.
-fn ends(algorithm: Algorithm, strip: Strip, v6: bool) -> (End, End) {
+pub(crate) fn ends(algorithm: Algorithm, strip: Strip, v6: bool) -> (End, End) {
     let (one, two) = Namespace::pair();
     let end = |namespace, peer| End {
         namespace,
@@ -94,13 +100,13 @@ fn ends(algorithm: Algorithm, strip: Strip, v6: bool) -> (End, End) {
     }
 }
 
-fn listen(end: &End) -> TcpListener {
+pub(crate) fn listen(end: &End) -> TcpListener {
     end.namespace
         .run(|| TcpListener::bind(("::", PORT)).unwrap())
 }
 
 /// Connects to the peer of `end`.
-fn connect(end: &End) -> TcpStream {
+pub(crate) fn connect(end: &End) -> TcpStream {
     let address = SocketAddr::new(end.peer.parse().unwrap(), PORT);
     let connect = move || TcpStream::connect_timeout(&address, Duration::from_secs(10));
     let stream = end.namespace.run(connect).unwrap();
@@ -400,9 +406,13 @@ fn keys_are_replaced_for_all_peers_or_none() {
     let error = set_keys(&mut one, twice).unwrap_err();
     assert!(matches!(error, ReloadError::Policy(_)), "{error}");
 
+    // Whoever gives no keys leaves the peer those it has.
     let mut without = peers.clone();
     without[0].keys.clear();
-    assert_eq!(set_keys(&mut one, without).unwrap(), 1);
+    assert_eq!(set_keys(&mut one, without).unwrap(), 0);
+    let mut other = peers.clone();
+    other[0].keys = vec![crate::rollover::key(6)];
+    assert_eq!(set_keys(&mut one, other).unwrap(), 1);
     assert_eq!(set_keys(&mut one, peers).unwrap(), 1);
     one.stop();
 }

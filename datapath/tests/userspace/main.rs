@@ -8,4 +8,5 @@
 
 mod backend;
 mod kernel;
+mod rollover;
 mod support;

@@ -137,10 +137,11 @@ impl World {
         match event {
             Event::Restart(end) => self.hosts[end].restart(),
             Event::Advertise(end, key) => {
-                // The engine takes rnext_key from its records.
-                for record in self.hosts[end].records.values_mut() {
-                    record.rnext_key = self.keys[end][key].recv_id;
-                }
+                let mut keys = self.keys[end].clone();
+                keys[..=key].rotate_right(1);
+                let far = self.plan.addresses[1 - end].parse().unwrap();
+                self.hosts[end].set_policy(vec![Host::peer(far, &keys)]);
+                self.hosts[end].take_changes();
                 self.hosts[end].restart();
             }
         }

@@ -17,6 +17,8 @@ pub mod capture;
 pub mod daemon;
 pub mod netns;
 pub mod process;
+pub mod random;
+pub mod rollover;
 pub mod scene;
 pub mod scratch;
 pub mod settings;

@@ -79,6 +79,18 @@ pub fn opening_blackouts() -> Blackout {
     )
 }
 
+/// How long keys roll over under route churn, and how often they must: `interval` is 10 s.
+#[must_use]
+pub fn rolling() -> (Duration, u64) {
+    either((Duration::from_secs(90), 8), (Duration::from_secs(600), 60))
+}
+
+/// How often a sidecar is killed at a random moment while keys roll over.
+#[must_use]
+pub fn rolling_kills() -> u32 {
+    either(3, 30)
+}
+
 /// Routes of the full-table transfer.
 #[must_use]
 pub fn table_routes() -> u32 {

@@ -1,10 +1,11 @@
 //! A sidecar that was killed or stopped goes on with live sessions, and no octet is lost.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use ao_tests::daemon::{self, Implementation, Speaker, assert_never_down, wait_converged};
 use ao_tests::netns::Namespace;
 use ao_tests::progress;
+use ao_tests::random::Random;
 use ao_tests::scene::{Bulk, Opener, Session, sidecars, streams};
 use ao_tests::settings::{
     Blackout, CONVERGENCE, blackouts, long_blackouts, opening_blackouts, soak,
@@ -21,32 +22,6 @@ fn recovery(blackout: Duration) -> Duration {
     blackout * 2 + Duration::from_secs(10)
 }
 
-/// Numbers for random moments; the seed is printed so that a failure can be told.
-struct Random(u64);
-
-impl Random {
-    fn new() -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let seed = now.map_or(1, |now| {
-            now.as_secs() << 20 | u64::from(now.subsec_micros())
-        });
-        progress!("seed {seed}");
-        Self(seed)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        (self.0 >> 33) % limit
-    }
-
-    fn moment(&mut self) -> Duration {
-        Duration::from_millis(self.below(1000))
-    }
-}
-
 /// Kills one of the sidecars, starts it again after the blackout.
 fn black_out(sidecar: &mut Sidecar, length: Duration) {
     sidecar.kill();
@@ -61,7 +36,7 @@ fn a_killed_sidecar_loses_no_octet_of_a_bulk_transfer() {
     let mut random = Random::new();
     let mut bulk = Bulk::start(&lan.a, &lan.b, Family::V4, STEADY);
     for round in 1..=rounds {
-        std::thread::sleep(random.moment());
+        std::thread::sleep(random.span(Duration::from_secs(1)));
         let at_a = random.below(2) == 0;
         let sidecar = if at_a {
             &mut bulk.sidecar_a

@@ -1,11 +1,13 @@
 #!/usr/bin/python3
-"""One end of TCP sessions, over the kernel's own TCP-AO where a key is given.
+"""One end of TCP sessions, over the kernel's own TCP-AO where keys are given.
 
-CASES is a JSON list; each case is a session: local, remote, port, and key
-(send_id, recv_id, algorithm, secret, include_options) or null for plain TCP.
+CASES is a JSON list; each case is a session: local, remote, port, and keys, a
+list of (send_id, recv_id, algorithm, secret, include_options), which is empty
+for plain TCP.
 `serve` and `connect` go through the same list, one session after the other:
 the client sends octets both ends know, the server sends others back. Prints
-"listening" as soon as all listeners are there, then a line for each session.
+"listening" as soon as all listeners are there, then a line for each session;
+the server's ends with a JSON list of the keys: KeyIDs and segments verified.
 """
 
 import argparse
@@ -15,9 +17,14 @@ import json
 import socket
 import struct
 import sys
+import time
+
+import socket_keys
 
 TCP_AO_ADD_KEY = 38
 TCP_AO_KEYF_EXCLUDE_OPT = 1 << 1
+# Between two parts of what is sent slowly, in seconds.
+INTERVAL = 0.05
 # name: (the kernel's name, octets of the MAC)
 ALGORITHMS = {
     "hmac-sha-1-96": (b"hmac(sha1)", 12),
@@ -58,6 +65,16 @@ def stream(case, sender, octets):
     return hashlib.shake_128(label.encode()).digest(octets)
 
 
+def send(sock, octets, seconds):
+    """Sends all octets, spread evenly over so many seconds."""
+    parts = max(1, round(seconds / INTERVAL))
+    size = -(-len(octets) // parts)
+    for begin in range(0, len(octets), size):
+        sock.sendall(octets[begin:begin + size])
+        if seconds:
+            time.sleep(INTERVAL)
+
+
 def receive(sock, wanted):
     """Receives exactly `wanted`."""
     received = bytearray()
@@ -77,8 +94,8 @@ def serve(cases, arguments):
         place = (case["local"], case["port"])
         if place not in listeners:
             listeners[place] = endpoint(case, case["port"], arguments.patience)
-        if case["key"]:
-            add_key(listeners[place], case["remote"], case["key"])
+        for key in case["keys"]:
+            add_key(listeners[place], case["remote"], key)
     for listener in listeners.values():
         listener.listen()
     print("listening", flush=True)
@@ -89,20 +106,22 @@ def serve(cases, arguments):
                 raise OSError(f"{peer[0]} instead of {case['remote']}")
             sock.settimeout(arguments.patience)
             receive(sock, stream(case, "client", arguments.octets))
-            sock.sendall(stream(case, "server", arguments.octets))
+            send(sock, stream(case, "server", arguments.octets), arguments.seconds)
             if sock.recv(1):
                 raise OSError("more octets than were sent")
-        print("served", case["remote"], flush=True)
+            keys = socket_keys.keys_of(sock.fileno()) if case["keys"] else []
+        print("served", case["remote"], json.dumps(keys), flush=True)
 
 
 def connect(cases, arguments):
     """The active end."""
     for case in cases:
         with endpoint(case, 0, arguments.patience) as sock:
-            if case["key"]:
-                add_key(sock, case["remote"], case["key"])
+            # The kernel begins with the one added last; this lets it be the first of the list.
+            for key in reversed(case["keys"]):
+                add_key(sock, case["remote"], key)
             sock.connect((case["remote"], case["port"]))
-            sock.sendall(stream(case, "client", arguments.octets))
+            send(sock, stream(case, "client", arguments.octets), arguments.seconds)
             receive(sock, stream(case, "server", arguments.octets))
         print("connected", case["local"], flush=True)
 
@@ -112,6 +131,7 @@ def main():
     parser.add_argument("role", choices=["serve", "connect"])
     parser.add_argument("cases", help="JSON file")
     parser.add_argument("--octets", type=int, default=100_000, help="in each direction")
+    parser.add_argument("--seconds", type=float, default=0, help="spread each direction over them")
     parser.add_argument("--patience", type=float, default=30, help="seconds for each step")
     arguments = parser.parse_args()
     with open(arguments.cases, encoding="utf-8") as file:

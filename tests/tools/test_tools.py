@@ -3,6 +3,7 @@
 with known faults."""
 
 import argparse
+import contextlib
 import json
 import os
 import struct
@@ -10,6 +11,7 @@ import tempfile
 import unittest
 
 import check_capture
+import key_ids
 import packets
 import tcpao
 
@@ -86,13 +88,18 @@ class Captures(unittest.TestCase):
             self.from_b(ISN_B + 1, ISN_A + 261, packets.ACK),
         ]
 
-    def check(self, captured, *arguments, offloaded=False):
+    @contextlib.contextmanager
+    def file(self, captured):
         with tempfile.NamedTemporaryFile(suffix=".pcap") as file:
             file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, packets.RAW))
             for data in captured:
                 file.write(struct.pack("<IIII", 0, 0, len(data), len(data)) + data)
             file.flush()
-            directions = check_capture.report(file.name, [self.KEY], 179, offloaded)
+            yield file.name
+
+    def check(self, captured, *arguments, offloaded=False):
+        with self.file(captured) as name:
+            directions = check_capture.report(name, [self.KEY], 179, offloaded)
         defaults = {"allow": [], "min_signed": 0, "max_ip_length": 0, "expect_algorithm": None}
         options = argparse.Namespace(**(defaults | dict(arguments)))
         return directions, list(check_capture.failures(directions, options))
@@ -139,6 +146,18 @@ class Captures(unittest.TestCase):
         directions, failures = self.check(self.conversation()[2:])
         self.assertEqual(directions["10.0.0.1>10.0.0.2"]["unknown"], 3)
         self.assertTrue(failures)
+
+    def test_key_ids_are_counted_without_a_key(self):
+        plain = tcp_packet(self.A, self.B, (40000, 179), 1, 1, packets.RST, b"")
+        other = bytearray(self.from_a(1, 1, packets.ACK))
+        other[42] = 7
+        with self.file(self.conversation() + [bytes(other), plain]) as name:
+            counts = key_ids.report(name, 179)
+        self.assertEqual(counts, {
+            "10.0.0.1>10.0.0.2": {"signed": 5, "unsigned": 1, "with_data": 3,
+                                  "key_ids": {1: 4, 7: 1}, "order": [1, 7]},
+            "10.0.0.2>10.0.0.1": {"signed": 2, "unsigned": 0, "with_data": 0,
+                                  "key_ids": {1: 2}, "order": [1]}})
 
     def test_other_expectations_can_fail(self):
         captured = self.conversation()

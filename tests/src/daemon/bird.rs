@@ -52,12 +52,14 @@ impl Bird {
     }
 
     fn ask(&self, question: &str) -> Result<String, String> {
+        self.control(&["-r"], question)
+    }
+
+    fn control(&self, options: &[&str], words: &str) -> Result<String, String> {
         let mut command = Command::new("birdc");
-        command
-            .arg("-r")
-            .arg("-s")
-            .arg(self.scratch.file("bird.ctl"));
-        command.args(question.split_whitespace());
+        command.args(options);
+        command.arg("-s").arg(self.scratch.file("bird.ctl"));
+        command.args(words.split_whitespace());
         output(command)
     }
 }
@@ -188,6 +190,11 @@ impl Daemon for Bird {
             }
         }
         Ok(routes)
+    }
+
+    fn announce(&self, on: bool) -> Result<(), String> {
+        let verb = if on { "enable" } else { "disable" };
+        self.control(&[], &format!("{verb} announced")).map(drop)
     }
 
     fn id(&self) -> u32 {

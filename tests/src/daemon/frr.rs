@@ -57,9 +57,16 @@ impl Frr {
     }
 
     fn ask(&self, question: &str) -> Result<String, String> {
+        self.control(&[question.to_owned()])
+    }
+
+    fn control(&self, commands: &[String]) -> Result<String, String> {
         let mut command = Command::new("vtysh");
         command.arg("--vty_socket").arg(self.scratch.path());
-        command.args(["-d", "bgpd", "-c", question]);
+        command.args(["-d", "bgpd"]);
+        for words in commands {
+            command.args(["-c", words]);
+        }
         output(command)
     }
 
@@ -240,6 +247,23 @@ impl Daemon for Frr {
             received.insert(prefix.clone(), metric);
         }
         Ok(received)
+    }
+
+    fn announce(&self, on: bool) -> Result<(), String> {
+        let speaker = &self.speaker;
+        let no = if on { "" } else { "no " };
+        let mut commands = vec![
+            "configure terminal".to_owned(),
+            format!("router bgp {}{}", speaker.local_as, vrf(speaker)),
+            format!("address-family {} unicast", speaker.family.name()),
+        ];
+        commands.extend(
+            speaker
+                .announced()
+                .into_iter()
+                .map(|(prefix, metric)| format!("{no}network {prefix} route-map metric-{metric}")),
+        );
+        self.control(&commands).map(drop)
     }
 
     fn id(&self) -> u32 {

@@ -130,6 +130,15 @@ pub trait Daemon: std::fmt::Debug {
     /// When it does not answer.
     fn received(&self) -> Result<BTreeMap<String, u32>, String>;
 
+    /// Announces its routes again, or withdraws them all.
+    ///
+    /// # Errors
+    /// When it does not, or is one whose routes no test moves (GoBGP, OpenBGPD).
+    fn announce(&self, on: bool) -> Result<(), String> {
+        let word = if on { "announced" } else { "withdrawn" };
+        Err(format!("routes of {self:?} cannot be {word}"))
+    }
+
     /// Process id of the part that holds the session.
     fn id(&self) -> u32;
 }

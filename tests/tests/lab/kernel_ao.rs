@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ao_tests::capture::tool;
+use ao_tests::daemon::At;
 use ao_tests::netns::Namespace;
 use ao_tests::process::Process;
 use ao_tests::progress;
@@ -26,7 +27,7 @@ struct Case {
 impl Case {
     /// As the tool at host a has it: plain TCP.
     fn at_a(&self) -> Value {
-        json!({ "local": self.a, "remote": self.b, "port": 179, "key": null })
+        json!({ "local": self.a, "remote": self.b, "port": 179, "keys": [] })
     }
 
     /// As the tool at host b has it: with a key in the kernel.
@@ -34,12 +35,17 @@ impl Case {
         let key = self.key.mirrored();
         json!({
             "local": self.b, "remote": self.a, "port": 179,
-            "key": {
-                "send_id": key.send_id, "recv_id": key.recv_id, "algorithm": key.algorithm,
-                "secret": key.secret, "include_options": key.include_tcp_options,
-            },
+            "keys": [in_kernel(&key)],
         })
     }
+}
+
+/// A key as the tool has it.
+pub(super) fn in_kernel(key: &Key) -> Value {
+    json!({
+        "send_id": key.send_id, "recv_id": key.recv_id, "algorithm": key.algorithm,
+        "secret": key.secret, "include_options": key.include_tcp_options,
+    })
 }
 
 /// Every algorithm with options covered and not; each case has KeyIDs and a secret of its own.
@@ -75,16 +81,16 @@ fn protect(lan: &Lan, cases: &[Case]) -> Sidecar {
 }
 
 /// Both ends of a list of sessions, running.
-struct Ends {
+pub(super) struct Ends {
     server: Process,
     client: Process,
     _scratch: Scratch,
 }
 
 impl Ends {
-    fn start(server: (&Namespace, Value), client: (&Namespace, Value), more: &[&str]) -> Self {
+    pub(super) fn start(server: (&At<'_>, Value), client: (&At<'_>, Value), more: &[&str]) -> Self {
         let scratch = Scratch::new();
-        let start = |role: &str, (namespace, cases): (&Namespace, Value)| {
+        let start = |role: &str, (at, cases): (&At<'_>, Value)| {
             let file = scratch.write(&format!("{role}.json"), &cases.to_string());
             let tool = tool("kernel_ao.py");
             let mut arguments: Vec<String> = tool
@@ -94,7 +100,7 @@ impl Ends {
             arguments.extend([role.to_owned(), file.to_string_lossy().into_owned()]);
             arguments.extend(more.iter().map(ToString::to_string));
             let log = scratch.file(&format!("{role}.log"));
-            namespace.spawn(tool.get_program(), arguments, &log)
+            at.spawn(tool.get_program(), arguments, &log)
         };
         let server = start("serve", server);
         wait::until("the listeners", Duration::from_secs(20), || {
@@ -108,16 +114,18 @@ impl Ends {
         }
     }
 
-    fn finish(mut self) {
+    /// Waits until all sessions have ended well, and gives what the server said.
+    pub(super) fn finish(mut self) -> String {
         let client = self.client.wait(LIMIT);
         assert!(client.success(), "{}", self.client.log());
         let server = self.server.wait(LIMIT);
         assert!(server.success(), "{}", self.server.log());
+        self.server.log()
     }
 }
 
 /// A counter of a namespace's kernel, `TCPAOGood` for example.
-fn kernel_counter(namespace: &Namespace, name: &str) -> u64 {
+pub(super) fn kernel_counter(namespace: &Namespace, name: &str) -> u64 {
     let name = format!("TcpExt{name}");
     let answer = namespace.run("nstat", &["-jasz", &name]);
     let answer: Value = serde_json::from_str(&answer).expect("nstat's JSON");
@@ -129,7 +137,7 @@ fn interoperates(family: Family) {
     let lan = Lan::new();
     let cases = cases(&lan, family);
     let sidecar = protect(&lan, &cases);
-    let (a, b) = (&lan.a.namespace, &lan.b.namespace);
+    let (a, b) = (&At::plain(&lan.a.namespace), &At::plain(&lan.b.namespace));
     let at_a: Value = cases.iter().map(Case::at_a).collect();
     let at_b: Value = cases.iter().map(Case::at_b).collect();
     let arguments = ["--octets", octets];
@@ -145,9 +153,9 @@ fn interoperates(family: Family) {
         let bad = &peer["drops"]["bad-mac"];
         assert_eq!(bad.as_u64().unwrap_or(0), 0, "{:?}: {peer}", case.key);
     }
-    assert!(kernel_counter(b, "TCPAOGood") > 1000);
+    assert!(kernel_counter(&lan.b.namespace, "TCPAOGood") > 1000);
     for name in ["TCPAOBad", "TCPAOKeyNotFound", "TCPAORequired"] {
-        assert_eq!(kernel_counter(b, name), 0, "{name}");
+        assert_eq!(kernel_counter(&lan.b.namespace, name), 0, "{name}");
     }
 }
 
@@ -171,7 +179,7 @@ fn the_kernel_and_the_engine_refuse_each_other_with_different_secrets() {
     cases.truncate(1);
     let sidecar = protect(&lan, &cases);
     cases[0].key.secret.push('!');
-    let (a, b) = (&lan.a.namespace, &lan.b.namespace);
+    let (a, b) = (&At::plain(&lan.a.namespace), &At::plain(&lan.b.namespace));
     let at_a = || (a, json!([cases[0].at_a()]));
     let at_b = || (b, json!([cases[0].at_b()]));
     for (server, client) in [(at_b(), at_a()), (at_a(), at_b())] {
@@ -186,10 +194,10 @@ fn the_kernel_and_the_engine_refuse_each_other_with_different_secrets() {
         }
     }
     assert!(
-        kernel_counter(b, "TCPAOBad") > 0,
+        kernel_counter(&lan.b.namespace, "TCPAOBad") > 0,
         "the kernel refused nothing"
     );
-    assert_eq!(kernel_counter(b, "TCPAOGood"), 0);
+    assert_eq!(kernel_counter(&lan.b.namespace, "TCPAOGood"), 0);
     let drops = sidecar.drops();
     assert!(drops.of(&["bad-mac"]) > 0, "{drops:?}");
 }

@@ -11,6 +11,7 @@
 
 mod kernel_ao;
 mod kernel_backend;
+mod lifetimes;
 mod native_rules;
 mod netem;
 mod vrf;

@@ -3,6 +3,7 @@
 mod backends_together;
 mod bad_input;
 mod restart;
+mod rollover;
 mod scale;
 mod sessions;
 

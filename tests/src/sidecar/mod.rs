@@ -1,11 +1,15 @@
 //! The sidecar under test.
 
-use std::fmt::Write as _;
+mod config;
+
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 
+use config::peers_text;
+pub use config::{ALGORITHMS, Config, Expiry, Key, Lifetime, PeerConfig, Rollover, Terms};
+
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::daemon::Launcher;
 use crate::netns::Namespace;
@@ -14,190 +18,6 @@ use crate::scratch::Scratch;
 use crate::settings::SIDECAR_START;
 use crate::topology::{Family, Host};
 use crate::wait;
-
-/// Names of the algorithms, as the configuration has them.
-pub const ALGORITHMS: [&str; 4] = [
-    "hmac-sha-1-96",
-    "aes-128-cmac-96",
-    "hmac-sha-256-96",
-    "hmac-sha-256-128",
-];
-
-/// A key as one end has it.
-#[derive(Clone, Debug)]
-pub struct Key {
-    /// KeyID it sends.
-    pub send_id: u8,
-    /// KeyID it expects.
-    pub recv_id: u8,
-    /// One of [`ALGORITHMS`].
-    pub algorithm: &'static str,
-    /// The secret, text.
-    pub secret: String,
-    /// Whether other TCP options are covered.
-    pub include_tcp_options: bool,
-}
-
-impl Key {
-    /// A key with IDs 1 (sent) and 2 (expected).
-    #[must_use]
-    pub fn new(algorithm: &'static str) -> Self {
-        Self {
-            send_id: 1,
-            recv_id: 2,
-            algorithm,
-            secret: "a secret of the tests".into(),
-            include_tcp_options: true,
-        }
-    }
-
-    /// The same key as the far end has it.
-    #[must_use]
-    pub fn mirrored(&self) -> Self {
-        Self {
-            send_id: self.recv_id,
-            recv_id: self.send_id,
-            ..self.clone()
-        }
-    }
-
-    /// The key for the capture checker; this end's address is `a`.
-    #[must_use]
-    pub fn for_checker(&self, a: &str, b: &str) -> Value {
-        json!({
-            "a": a, "b": b, "a_to_b_id": self.send_id, "b_to_a_id": self.recv_id,
-            "algorithm": self.algorithm, "secret": self.secret,
-            "include_options": self.include_tcp_options,
-        })
-    }
-}
-
-impl Default for Key {
-    fn default() -> Self {
-        Self::new(ALGORITHMS[0])
-    }
-}
-
-/// A configuration with one peer.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Address of the peer, with zone where it needs one.
-    pub peer: String,
-    /// Protected port.
-    pub port: u16,
-    /// Its keys.
-    pub keys: Vec<Key>,
-    /// `keep` or `remove`.
-    pub on_exit: &'static str,
-    /// `auto`, `always` or `never`.
-    pub strip: &'static str,
-    /// `auto`, `kernel` or `userspace`.
-    pub datapath: &'static str,
-}
-
-impl Config {
-    /// Protects BGP with `peer` by `key`.
-    #[must_use]
-    pub fn new(peer: &Host, family: Family, key: Key) -> Self {
-        Self {
-            peer: peer.address_text(family),
-            port: 179,
-            keys: vec![key],
-            on_exit: "keep",
-            strip: "auto",
-            datapath: "userspace",
-        }
-    }
-
-    fn write(&self, scratch: &Scratch) -> PathBuf {
-        let mut text = format!(
-            "datapath = \"{}\"\non_exit = \"{}\"\n[userspace]\nstrip = \"{}\"\n\
-             [[key_chain]]\nname = \"chain\"\n",
-            self.datapath, self.on_exit, self.strip
-        );
-        for (index, key) in self.keys.iter().enumerate() {
-            let file = format!("chain-{index}.key");
-            scratch.write(&file, &key.secret);
-            let _ = write!(
-                text,
-                "[[key_chain.key]]\nsend_id = {}\nrecv_id = {}\nalgorithm = \"{}\"\n\
-                 secret_file = \"{file}\"\ninclude_tcp_options = {}\n",
-                key.send_id, key.recv_id, key.algorithm, key.include_tcp_options
-            );
-        }
-        let _ = write!(
-            text,
-            "[[peer]]\nname = \"peer\"\naddress = \"{}\"\nport = {}\nkey_chain = \"chain\"\n",
-            self.peer, self.port
-        );
-        scratch.write("config.toml", &text)
-    }
-}
-
-/// A peer of a sidecar that has several.
-#[derive(Clone, Debug)]
-pub struct PeerConfig {
-    /// Its address, or a prefix of dynamic peers.
-    pub address: String,
-    /// Protected port.
-    pub port: u16,
-    /// The keys of its chain; the first is the preferred one.
-    pub keys: Vec<Key>,
-    /// VRF device it is in.
-    pub vrf: Option<&'static str>,
-    /// `auto`, `kernel` or `userspace`, where it differs from the others' datapath.
-    pub datapath: Option<&'static str>,
-}
-
-impl PeerConfig {
-    /// BGP with `address`, protected by one key.
-    #[must_use]
-    pub fn new(address: impl Into<String>, key: Key) -> Self {
-        Self {
-            address: address.into(),
-            port: 179,
-            keys: vec![key],
-            vrf: None,
-            datapath: None,
-        }
-    }
-
-    /// The same in a VRF.
-    #[must_use]
-    pub fn in_vrf(self, vrf: &'static str) -> Self {
-        Self {
-            vrf: Some(vrf),
-            ..self
-        }
-    }
-}
-
-fn peers_text(datapath: &str, peers: &[PeerConfig]) -> String {
-    let mut text = format!("datapath = \"{datapath}\"\n");
-    for (index, peer) in peers.iter().enumerate() {
-        let _ = write!(text, "[[key_chain]]\nname = \"chain-{index}\"\n");
-        for key in &peer.keys {
-            let _ = write!(
-                text,
-                "[[key_chain.key]]\nsend_id = {}\nrecv_id = {}\nalgorithm = \"{}\"\n\
-                 secret = \"{}\"\ninclude_tcp_options = {}\n",
-                key.send_id, key.recv_id, key.algorithm, key.secret, key.include_tcp_options
-            );
-        }
-        let _ = write!(
-            text,
-            "[[peer]]\nname = \"peer-{index}\"\naddress = \"{}\"\nport = {}\n\
-             key_chain = \"chain-{index}\"\n",
-            peer.address, peer.port
-        );
-        for (key, value) in [("vrf", peer.vrf), ("datapath", peer.datapath)] {
-            if let Some(value) = value {
-                let _ = writeln!(text, "{key} = \"{value}\"");
-            }
-        }
-    }
-    text
-}
 
 /// A sidecar with its configuration and state; running or not.
 #[derive(Debug)]
@@ -212,13 +32,19 @@ impl Sidecar {
     /// Writes the configuration, starts nothing.
     #[must_use]
     pub fn prepare(namespace: &Namespace, config: &Config) -> Self {
-        let scratch = Scratch::new();
-        config.write(&scratch);
+        let sidecar = Self::bare(namespace, config.datapath);
+        sidecar.reconfigure(config);
+        sidecar
+    }
+
+    /// A sidecar without a configuration: it has a state folder of its own, nothing else.
+    #[must_use]
+    pub fn bare(namespace: &Namespace, datapath: &'static str) -> Self {
         Self {
             namespace: namespace.name().to_owned(),
-            datapath: config.datapath,
+            datapath,
             process: None,
-            scratch,
+            scratch: Scratch::new(),
         }
     }
 
@@ -230,14 +56,9 @@ impl Sidecar {
         datapath: &'static str,
         peers: &[PeerConfig],
     ) -> Self {
-        let scratch = Scratch::new();
-        scratch.write("config.toml", &peers_text(datapath, peers));
-        Self {
-            namespace: namespace.name().to_owned(),
-            datapath,
-            process: None,
-            scratch,
-        }
+        let sidecar = Self::bare(namespace, datapath);
+        sidecar.configure(peers);
+        sidecar
     }
 
     /// Starts a sidecar that protects several peers on the wire. Waits until it is ready.
@@ -294,7 +115,7 @@ impl Sidecar {
     /// Starts the process; does not wait.
     pub fn launch(&mut self, arguments: &[&str]) {
         let mut command = self.command(&["run"]);
-        command.arg("--state-dir").arg(self.scratch.file("state"));
+        command.arg("--state-dir").arg(self.state_dir());
         command.arg("--api-socket").arg(self.socket());
         command.args(arguments);
         let name = format!("ao-sidecar in {}", self.namespace);
@@ -333,6 +154,37 @@ impl Sidecar {
         command
     }
 
+    /// The fingerprint its far ends know it by; its key is made when it has none yet.
+    ///
+    /// # Panics
+    /// When it does not print one, alone on a line.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let mut command = Command::new(program("ao-sidecar"));
+        command
+            .args(["identity", "--state-dir"])
+            .arg(self.state_dir());
+        let answer = output(command).unwrap_or_else(|error| panic!("{error}"));
+        let line = answer.strip_suffix('\n').unwrap_or_default();
+        assert!(
+            line.starts_with("sha256:") && !line.contains('\n'),
+            "{answer:?}"
+        );
+        line.to_owned()
+    }
+
+    /// `auto`, `kernel` or `userspace`: what its peers use.
+    #[must_use]
+    pub fn datapath(&self) -> &'static str {
+        self.datapath
+    }
+
+    /// The folder of its state, made at its first start.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.scratch.file("state")
+    }
+
     /// Path of its configuration.
     #[must_use]
     pub fn config_file(&self) -> PathBuf {
@@ -354,13 +206,18 @@ impl Sidecar {
         config.write(&self.scratch);
     }
 
+    /// Writes another configuration with these peers for the next start.
+    pub fn configure(&self, peers: &[PeerConfig]) {
+        let text = peers_text(self.datapath, peers);
+        self.scratch.write("config.toml", &text);
+    }
+
     /// Gives its peers other keys and lets it read the configuration again.
     ///
     /// # Panics
     /// When it does not say that it has.
     pub fn reload(&mut self, peers: &[PeerConfig]) {
-        let text = peers_text(self.datapath, peers);
-        self.scratch.write("config.toml", &text);
+        self.configure(peers);
         let read = |log: String| log.matches("configuration read again").count();
         let before = read(self.process().log());
         self.process().signal(Signal::SIGHUP);
@@ -374,11 +231,18 @@ impl Sidecar {
     /// # Errors
     /// When it does not answer.
     pub fn try_ask(&self, question: &str) -> Result<Value, String> {
-        let mut command = Command::new(program("aoctl"));
-        command.arg("--socket").arg(self.socket());
-        command.args([question, "--json"]);
-        let answer = output(command)?;
+        let answer = self.operate(&[question, "--json"])?;
         serde_json::from_str(&answer).map_err(|error| format!("{error}: {answer}"))
+    }
+
+    /// Runs `aoctl WORDS…` and returns what it prints.
+    ///
+    /// # Errors
+    /// When it fails: its output.
+    pub fn operate(&self, words: &[&str]) -> Result<String, String> {
+        let mut command = Command::new(program("aoctl"));
+        command.arg("--socket").arg(self.socket()).args(words);
+        output(command)
     }
 
     /// Asks it, as an operator would.

@@ -14,6 +14,9 @@ const LIFETIME: Schema = Schema {
     optional: &["start", "end", "duration"],
 };
 
+/// How a lifetime is written.
+const FORMS: &str = "\"always\" or { start = …, end = … }";
+
 /// The keys that a key's lifetimes are written with.
 pub(super) const LIFETIMES: [&str; 3] = ["lifetime", "send_lifetime", "accept_lifetime"];
 
@@ -43,13 +46,15 @@ pub(super) fn lifetimes(key: &mut Section<'_, '_>) -> Option<(Lifetime, Lifetime
 }
 
 fn lifetime(key: &mut Section<'_, '_>, name: &'static str) -> Option<Lifetime> {
-    if key.is_text(name) {
-        return key.parsed(name, |text| match text {
-            "always" => Ok(Lifetime::ALWAYS),
-            _ => Err(format!(
-                "{text:?} is no lifetime; write \"always\", or {{ start = …, end = … }}"
-            )),
-        });
+    match key.value(name)? {
+        DeValue::String(_) => {
+            return key.parsed(name, |text| match text {
+                "always" => Ok(Lifetime::ALWAYS),
+                _ => Err(format!("{text:?} is no lifetime; write {FORMS}")),
+            });
+        }
+        DeValue::Table(_) => {}
+        other => return key.wrong_type(name, FORMS, other),
     }
     let span = key.table(name, &LIFETIME)?;
     let start = span.has("start").then(|| instant(&span, "start"));
@@ -131,7 +136,10 @@ fn lacks_zone(written: &str) -> bool {
 
 /// A duration above zero.
 pub(super) fn duration(section: &Section<'_, '_>, key: &str) -> Option<Duration> {
-    section.parsed(key, parse_duration)
+    match section.value(key)? {
+        DeValue::String(_) => section.parsed(key, parse_duration),
+        other => section.wrong_type(key, "a duration in quotes, like \"24h\"", other),
+    }
 }
 
 /// How far clocks may be apart.

@@ -98,7 +98,12 @@ impl Reader<'_> {
     pub(super) fn peers(&self, sections: Vec<Section<'_, '_>>) -> Vec<Peer> {
         let mut drafts: Vec<Draft> = Vec::new();
         for mut section in sections {
+            let agreed = section.has("rollover");
             let rollover = section.table("rollover", &ROLLOVER);
+            if agreed && rollover.is_none() {
+                // No table, which was noted.
+                continue;
+            }
             if let Some(draft) = self.draft(&section, rollover.as_ref()) {
                 self.check_distinct(&draft, &drafts, &section, rollover.as_ref());
                 drafts.push(draft);

@@ -303,7 +303,7 @@ fn existing_file(
     section.parsed(key, |name| {
         let path = folder.join(name);
         let found = if name.is_empty() {
-            Err("is empty".to_owned())
+            Err("no name is given".to_owned())
         } else {
             match path.metadata() {
                 Ok(metadata) if metadata.is_file() => Ok(()),

@@ -3,10 +3,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use ao_engine::crypto::Algorithm;
 use insta::assert_snapshot;
 use proptest::prelude::*;
 
 use super::*;
+
+mod lifetimes;
+mod rollover;
 
 /// Stands in every secret of these tests, and must never come out.
 const MARK: &str = "hunter2";
@@ -195,7 +199,7 @@ key_chain = "ix"
     assert_eq!(one.keys[1].master_key.expose(), "hunter2 é".as_bytes());
     assert!(!one.keys[0].include_options && one.keys[1].include_options);
     assert!(
-        std::sync::Arc::ptr_eq(&one.keys[0], &two.keys[0]),
+        Arc::ptr_eq(&one.keys[0], &two.keys[0]),
         "peers share the chain's keys"
     );
 }
@@ -223,15 +227,15 @@ fn unknown_keys_name_the_nearest_one() {
          \"10.0.0.2\"\n",
         with_secret("secert = \"hunter2\"")
     );
-    assert_snapshot!(refused(&text), @r"
+    assert_snapshot!(refused(&text), @r#"
 /etc/ao.toml:1:1: unknown key `datapth` in the configuration; write `datapath`
-/etc/ao.toml:2:1: unknown key `x` in the configuration; write one of `datapath`, `state_dir`, `api_socket`, `on_exit`, `log`, `userspace`, `key_chain`, `peer`
+/etc/ao.toml:2:1: unknown key `x` in the configuration; write one of `datapath`, `state_dir`, `api_socket`, `on_exit`, `log`, `userspace`, `identity`, `peering`, `store`, `key_chain`, `peer`
 /etc/ao.toml:4:1: unknown key `lvel` in [log]; write `level`
 /etc/ao.toml:6:1: unknown key `worker` in [userspace]; write `workers`
 /etc/ao.toml:9:1: the key has no secret; write exactly one of `secret_file`, `secret_hex`, `secret`
 /etc/ao.toml:13:1: unknown key `secert` in [[key_chain.key]]; write `secret`
 /etc/ao.toml:19:1: unknown key `adress` in [[peer]]; write `address`
-");
+"#);
 }
 
 #[test]
@@ -241,8 +245,8 @@ fn overlapping_ids_are_refused() {
         format!("{CHAIN}[[key_chain.key]]\nrecv_id = {recv}\nsend_id = {send}\n{key}\n{PEER}")
     };
     accepted(&chain(2, 2));
-    assert_snapshot!(refused(&chain(1, 2)), @r#"/etc/ao.toml:10:11: key chain "transit" is refused: two keys have send_id 1; the other is in line 4; write an ID that the chain does not have"#);
-    assert_snapshot!(refused(&chain(2, 1)), @r#"/etc/ao.toml:9:11: key chain "transit" is refused: two keys have recv_id 1; the other is in line 5; write an ID that the chain does not have"#);
+    assert_snapshot!(refused(&chain(1, 2)), @r#"/etc/ao.toml:10:11: key chain "transit" is refused: two keys have send_id 1; the other is in line 4; write an ID that the chain does not have, or lifetimes that are at least twice `accept_tolerance` apart"#);
+    assert_snapshot!(refused(&chain(2, 1)), @r#"/etc/ao.toml:9:11: key chain "transit" is refused: two keys have recv_id 1; the other is in line 5; write an ID that the chain does not have, or lifetimes that are at least twice `accept_tolerance` apart"#);
 }
 
 #[test]
@@ -499,7 +503,7 @@ fn chains_are_found_by_name() {
 #[test]
 fn what_is_missing_is_named() {
     assert_snapshot!(refused(""), @"/etc/ao.toml:1:1: there is no [[peer]], so nothing to protect; add one");
-    assert_snapshot!(refused("[[key_chain]]\n[[key_chain.key]]\n[[peer]]\n"), @r"
+    assert_snapshot!(refused("[[key_chain]]\n[[key_chain.key]]\n[[peer]]\n"), @r#"
 /etc/ao.toml:1:1: [[key_chain]] has no `name`; add it
 /etc/ao.toml:2:1: [[key_chain.key]] has no `send_id`; add it
 /etc/ao.toml:2:1: [[key_chain.key]] has no `recv_id`; add it
@@ -507,8 +511,8 @@ fn what_is_missing_is_named() {
 /etc/ao.toml:2:1: the key has no secret; write exactly one of `secret_file`, `secret_hex`, `secret`
 /etc/ao.toml:3:1: [[peer]] has no `name`; add it
 /etc/ao.toml:3:1: [[peer]] has no `address`; add it
-/etc/ao.toml:3:1: [[peer]] has no `key_chain`; add it
-");
+/etc/ao.toml:3:1: the peer has neither `key_chain` nor [peer.rollover]; write one of them
+"#);
     assert_snapshot!(refused("key_chain = []\npeer = []\n"), @"/etc/ao.toml:1:1: there is no [[peer]], so nothing to protect; add one");
 }
 

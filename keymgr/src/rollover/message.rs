@@ -19,7 +19,8 @@ pub const CONTRIBUTION_LEN: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Instance(pub [u8; 16]);
 
-/// How far a generation is at one end. Later ones imply the earlier ones.
+/// How far a generation is at one end. It only ever advances, in this order; `Revoked` may be
+/// reached, and left, without `Installed`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
@@ -27,6 +28,9 @@ pub enum Stage {
     Agreed,
     /// Every socket of the peer has it.
     Installed,
+    /// It is given up before its selection: the sender selects it only if the receiver has done
+    /// so already. When both ends say this, it is deleted.
+    Revoked,
     /// It is advertised as RNextKeyID, and new sessions begin with it.
     Selected,
     /// It is in use in both directions on every session.
@@ -35,8 +39,14 @@ pub enum Stage {
     Retiring,
     /// It is gone, and so is its master key.
     Deleted,
-    /// It was given up before it was selected, and never will be.
-    Revoked,
+}
+
+impl Stage {
+    /// Whether it was selected and is not gone: the other end may follow.
+    #[must_use]
+    pub fn in_use(self) -> bool {
+        matches!(self, Self::Selected | Self::Proven | Self::Retiring)
+    }
 }
 
 /// The sender's word on one generation.

@@ -7,8 +7,9 @@ use ao_engine::policy::Mkt;
 use serde::{Deserialize, Serialize};
 
 use super::message::{CONTRIBUTION_LEN, Instance, Stage};
+use super::parameters::Now;
 use super::step::Label;
-pub use crate::secret::{Secret, SecretKind, SecretName};
+use crate::secret::{Secret, SecretKind, SecretName};
 
 /// Version of the serialized form.
 const FORMAT: u32 = 1;
@@ -260,6 +261,14 @@ impl Generation {
             number: self.number,
             id: self.id,
             algorithm: self.algorithm,
+        }
+    }
+
+    /// Moves to a later stage; an earlier one changes nothing.
+    pub(super) fn advance(&mut self, stage: Stage, now: Now) {
+        if stage > self.stage {
+            self.stage = stage;
+            self.since = super::unix_seconds(now.wall);
         }
     }
 

@@ -183,7 +183,7 @@ fn the_kernel_and_the_engine_refuse_each_other_with_different_secrets() {
     let at_a = || (a, json!([cases[0].at_a()]));
     let at_b = || (b, json!([cases[0].at_b()]));
     for (server, client) in [(at_b(), at_a()), (at_a(), at_b())] {
-        let mut ends = Ends::start(server, client, &["--patience", "3"]);
+        let mut ends = Ends::start(server, client, &["--patience", "8"]);
         for end in [&mut ends.client, &mut ends.server] {
             let status = end.wait(LIMIT);
             assert!(

@@ -1,19 +1,28 @@
 //! `aoctl`: asks a running sidecar and shows the answer as a table or as JSON.
 
+mod events;
+mod keys;
 mod table;
+mod time;
 mod view;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use grpc_api::v1::{GetCountersRequest, GetStatusRequest, ListPeersRequest, ListSessionsRequest};
+use grpc_api::v1::{
+    AbortRolloverRequest, ForceRolloverRequest, GetCountersRequest, GetIdentityRequest,
+    GetRolloverRequest, GetStatusRequest, ListKeysRequest, ListPeersRequest, ListSessionsRequest,
+    StartRolloverRequest,
+};
 use serde::Serialize;
 use tonic::{Code, Status};
 
+pub use self::events::{Watch, watch};
+use self::keys::{Done, Identity, Keys, OneRollover, Rollovers};
 use self::view::{Counters, Peers, Sessions, StatusView};
 
-/// What to ask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What to ask, or to have done.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
     /// The whole in one answer.
     Status,
@@ -23,6 +32,23 @@ pub enum Question {
     Peers,
     /// Counters of peers, queues and firewall.
     Counters,
+    /// Keys of a peer, or of all.
+    Keys(Option<String>),
+    /// How the key changes of a peer stand, or of all automatic ones.
+    Rollover(Option<String>),
+    /// Begin a key change.
+    StartRollover {
+        /// With this peer.
+        peer: String,
+        /// The keys may be known to others.
+        compromised: bool,
+    },
+    /// Give up a key change with this peer.
+    AbortRollover(String),
+    /// Delete superseded keys of this peer at once.
+    ForceRollover(String),
+    /// What far ends know the sidecar by.
+    Identity,
 }
 
 /// How to show the answer.
@@ -45,6 +71,14 @@ pub enum ClientError {
         /// Why, and what to do.
         reason: String,
     },
+    /// The sidecar was there, and is no more.
+    #[error("ao-sidecar on {} went away: {reason}", socket.display())]
+    Gone {
+        /// The socket.
+        socket: PathBuf,
+        /// What was seen of it.
+        reason: String,
+    },
     /// The sidecar refused to answer.
     #[error("ao-sidecar refused: {0}")]
     Refused(String),
@@ -63,49 +97,55 @@ pub fn ask(
     format: Format,
     out: &mut dyn Write,
 ) -> Result<(), ClientError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    runtime()?.block_on(answer(socket, question, format, out))
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()?;
-    match question {
-        Question::Status => show(&runtime.block_on(status(socket))?, format, out),
-        Question::Sessions => show(&runtime.block_on(sessions(socket))?, format, out),
-        Question::Peers => show(&runtime.block_on(peers(socket))?, format, out),
-        Question::Counters => show(&runtime.block_on(counters(socket))?, format, out),
+        .build()
+}
+
+async fn answer(
+    socket: &Path,
+    question: Question,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<(), ClientError> {
+    let mut client = connect(socket).await?;
+    let failed = |status: Status| failed(socket, &status);
+    macro_rules! relay {
+        ($call:ident($request:expr) as $shown:ty) => {{
+            let answer = client.$call($request).await.map_err(failed)?;
+            show(&<$shown>::from(answer.into_inner()), format, out)
+        }};
     }
-}
-
-async fn status(socket: &Path) -> Result<StatusView, ClientError> {
-    let answer = connect(socket).await?.get_status(GetStatusRequest {}).await;
-    answer
-        .map(|answer| answer.into_inner().into())
-        .map_err(|status| failed(socket, &status))
-}
-
-async fn sessions(socket: &Path) -> Result<Sessions, ClientError> {
-    let answer = connect(socket)
-        .await?
-        .list_sessions(ListSessionsRequest {})
-        .await;
-    answer
-        .map(|answer| answer.into_inner().into())
-        .map_err(|status| failed(socket, &status))
-}
-
-async fn peers(socket: &Path) -> Result<Peers, ClientError> {
-    let answer = connect(socket).await?.list_peers(ListPeersRequest {}).await;
-    answer
-        .map(|answer| answer.into_inner().into())
-        .map_err(|status| failed(socket, &status))
-}
-
-async fn counters(socket: &Path) -> Result<Counters, ClientError> {
-    let answer = connect(socket)
-        .await?
-        .get_counters(GetCountersRequest {})
-        .await;
-    answer
-        .map(|answer| answer.into_inner().into())
-        .map_err(|status| failed(socket, &status))
+    match question {
+        Question::Status => relay!(get_status(GetStatusRequest {}) as StatusView),
+        Question::Sessions => relay!(list_sessions(ListSessionsRequest {}) as Sessions),
+        Question::Peers => relay!(list_peers(ListPeersRequest {}) as Peers),
+        Question::Counters => relay!(get_counters(GetCountersRequest {}) as Counters),
+        Question::Keys(peer) => {
+            let peer = peer.unwrap_or_default();
+            relay!(list_keys(ListKeysRequest { peer }) as Keys)
+        }
+        Question::Rollover(None) => {
+            relay!(get_rollover(GetRolloverRequest::default()) as Rollovers)
+        }
+        Question::Rollover(Some(peer)) => {
+            relay!(get_rollover(GetRolloverRequest { peer }) as OneRollover)
+        }
+        Question::StartRollover { peer, compromised } => {
+            relay!(start_rollover(StartRolloverRequest { peer, compromised }) as Done)
+        }
+        Question::AbortRollover(peer) => {
+            relay!(abort_rollover(AbortRolloverRequest { peer }) as Done)
+        }
+        Question::ForceRollover(peer) => {
+            relay!(force_rollover(ForceRolloverRequest { peer }) as Done)
+        }
+        Question::Identity => relay!(get_identity(GetIdentityRequest {}) as Identity),
+    }
 }
 
 async fn connect(socket: &Path) -> Result<grpc_api::Client, ClientError> {

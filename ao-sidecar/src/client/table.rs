@@ -1,6 +1,15 @@
 //! Aligned text.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
+
+/// The text without what would move a terminal's cursor: parts of it may come from far away.
+pub(super) fn printable(text: &str) -> Cow<'_, str> {
+    match text.contains(char::is_control) {
+        true => text.replace(char::is_control, "\u{fffd}").into(),
+        false => text.into(),
+    }
+}
 
 /// Rows under a heading; each column is as wide as its widest cell.
 pub(super) struct Table {

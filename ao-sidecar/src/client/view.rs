@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Answer;
 use super::table::{Column, Table};
+use super::time::duration;
 
 #[derive(Serialize)]
 pub(super) struct StatusView {
@@ -262,8 +263,13 @@ fn write_peers(peers: &[Peer], out: &mut dyn Write) -> io::Result<()> {
         Column::Number("GOOD"),
         Column::Number("SENT"),
         Column::Number("DROPPED"),
+        Column::Text("REASON"),
     ]);
     for peer in peers {
+        let key_chain = match peer.key_chain.as_str() {
+            "" => "(rollover)",
+            name => name,
+        };
         table.row([
             &peer.name,
             &peer.address,
@@ -271,34 +277,15 @@ fn write_peers(peers: &[Peer], out: &mut dyn Write) -> io::Result<()> {
             &peer.datapath,
             &peer.state,
             &peer.sessions,
-            &peer.key_chain,
+            &key_chain,
             &peer.keys,
             &peer.segments_good,
             &peer.segments_sent,
             &peer.segments_dropped,
+            &peer.datapath_reason,
         ]);
     }
     table.write("no peers", out)
-}
-
-/// Days, hours, minutes and seconds, without leading zeros: `1d 2h 0m 5s`.
-fn duration(seconds: u64) -> String {
-    let parts = [
-        (seconds / 86_400, "d"),
-        (seconds / 3600 % 24, "h"),
-        (seconds / 60 % 60, "m"),
-        (seconds % 60, "s"),
-    ];
-    let first = parts
-        .iter()
-        .position(|&(count, _)| count > 0)
-        .unwrap_or(parts.len() - 1);
-    let shown: Vec<String> = parts
-        .iter()
-        .skip(first)
-        .map(|(count, unit)| format!("{count}{unit}"))
-        .collect();
-    shown.join(" ")
 }
 
 impl From<v1::GetStatusResponse> for StatusView {
@@ -486,17 +473,4 @@ impl From<v1::PeerCounters> for PeerCounters {
 
 fn all<A, B: From<A>>(items: Vec<A>) -> Vec<B> {
     items.into_iter().map(B::from).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::duration;
-
-    #[test]
-    fn durations_have_no_leading_zeros() {
-        assert_eq!(duration(0), "0s");
-        assert_eq!(duration(59), "59s");
-        assert_eq!(duration(3600), "1h 0m 0s");
-        assert_eq!(duration(90_061), "1d 1h 1m 1s");
-    }
 }

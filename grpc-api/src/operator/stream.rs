@@ -366,10 +366,9 @@ mod tests {
         assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
         assert!(streams.open(all(false)).is_ok());
         drop(followers);
-        let permit = Arc::clone(&streams.followers).acquire_owned();
-        tokio::time::timeout(Duration::from_secs(10), permit)
-            .await
-            .unwrap()
-            .unwrap();
+        let all = u32::try_from(FOLLOWERS).unwrap();
+        let permits =
+            tokio::time::timeout(Duration::from_secs(10), streams.followers.acquire_many(all));
+        assert!(permits.await.is_ok(), "each has left");
     }
 }

@@ -123,10 +123,21 @@ pub async fn exchange(
     message: &Message,
     timeout: Duration,
 ) -> Result<Message, CallError> {
-    let call = Call { endpoint, identity, trust, timeout, versions: VERSIONS };
+    let call = Call {
+        endpoint,
+        identity,
+        trust,
+        timeout,
+        versions: VERSIONS,
+    };
     tokio::time::timeout(timeout, call.exchange(message))
         .await
-        .unwrap_or_else(|_| Err(CallError::Timeout { endpoint: endpoint.clone(), timeout }))
+        .unwrap_or_else(|_| {
+            Err(CallError::Timeout {
+                endpoint: endpoint.clone(),
+                timeout,
+            })
+        })
 }
 
 struct Call<'a> {
@@ -158,7 +169,10 @@ impl Call<'_> {
 
     /// Tries the addresses of the endpoint in turn, each for its share of the time.
     async fn connect(&self) -> Result<TcpStream, CallError> {
-        let unreachable = |source| CallError::Unreachable { endpoint: self.endpoint.clone(), source };
+        let unreachable = |source| CallError::Unreachable {
+            endpoint: self.endpoint.clone(),
+            source,
+        };
         let host = (self.endpoint.host(), self.endpoint.port());
         let addresses: Vec<_> = lookup_host(host).await.map_err(unreachable)?.collect();
         let attempts = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
@@ -178,8 +192,8 @@ impl Call<'_> {
     }
 
     async fn handshake(&self, tcp: TcpStream) -> Result<TlsStream<TcpStream>, CallError> {
-        let config = tls::client_config(self.identity, self.trust)
-            .map_err(|error| self.refused(&error))?;
+        let config =
+            tls::client_config(self.identity, self.trust).map_err(|error| self.refused(&error))?;
         let name = ServerName::try_from(NOBODY).map_err(|_| CallError::Lost(NOBODY.into()))?;
         TlsConnector::from(Arc::new(config))
             .connect(name, tcp)
@@ -208,7 +222,12 @@ impl Call<'_> {
             };
             match common_version(&self.versions, &theirs) {
                 Some(common) if common < version => version = common,
-                _ => return Err(CallError::Version { ours: self.versions.clone(), theirs }),
+                _ => {
+                    return Err(CallError::Version {
+                        ours: self.versions.clone(),
+                        theirs,
+                    });
+                }
             }
         }
     }
@@ -225,7 +244,11 @@ impl Call<'_> {
         let endpoint = self.endpoint.clone();
         if let Some(key) = wrong_key(error) {
             let (expected, seen) = (key.expected, key.seen);
-            return CallError::WrongFingerprint { endpoint, expected, seen };
+            return CallError::WrongFingerprint {
+                endpoint,
+                expected,
+                seen,
+            };
         }
         match error {
             rustls::Error::AlertReceived(alert) => CallError::NotTrusted {
@@ -233,7 +256,10 @@ impl Call<'_> {
                 reason: format!("{alert:?}"),
                 ours: self.identity.fingerprint(),
             },
-            error => CallError::Untrusted { endpoint, reason: explain(error) },
+            error => CallError::Untrusted {
+                endpoint,
+                reason: explain(error),
+            },
         }
     }
 }
@@ -266,14 +292,20 @@ fn rejected(status: &Status) -> CallError {
     // Only what tonic made itself has a source; what the peer sent has none.
     match std::error::Error::source(status) {
         Some(source) => CallError::Lost(source.to_string()),
-        None => CallError::Rejected(format!("{:?}: {}", status.code(), printable(status.message()))),
+        None => CallError::Rejected(format!(
+            "{:?}: {}",
+            status.code(),
+            printable(status.message())
+        )),
     }
 }
 
 /// A peer's words, fit for a log: bounded and on one line.
 fn printable(text: &str) -> String {
     let shown = text.chars().take(MAX_REASON);
-    shown.map(|c| if c.is_control() { ' ' } else { c }).collect()
+    shown
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
@@ -309,7 +341,10 @@ struct Watched {
 impl Watched {
     fn new(tls: TlsStream<TcpStream>) -> (Self, Arc<OnceLock<rustls::Error>>) {
         let failure = Arc::new(OnceLock::new());
-        let watched = Self { tls, failure: Arc::clone(&failure) };
+        let watched = Self {
+            tls,
+            failure: Arc::clone(&failure),
+        };
         (watched, failure)
     }
 
@@ -351,5 +386,96 @@ impl AsyncWrite for Watched {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = ready!(Pin::new(&mut self.tls).poll_shutdown(context));
         Poll::Ready(self.note(result))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertifiedKey, generate_simple_self_signed};
+
+    use super::*;
+    use crate::peer::{Caller, Handler, Limits, Partner, Partners, PeerServer, Refused};
+
+    struct Echo;
+
+    impl Handler for Echo {
+        async fn exchange(&self, _: Caller, message: Message) -> Result<Message, Refused> {
+            Ok(message)
+        }
+    }
+
+    fn message() -> Message {
+        Message {
+            instance: keymgr::rollover::message::Instance([1; 16]),
+            yours: None,
+            generations: Vec::new(),
+            offer: None,
+            answer: None,
+            refusal: None,
+            overlap: Duration::ZERO,
+        }
+    }
+
+    /// A call of a release that speaks `versions`, at this one.
+    async fn call_speaking(versions: RangeInclusive<u32>) -> Result<Message, CallError> {
+        let CertifiedKey { cert, signing_key } =
+            generate_simple_self_signed(["a".to_owned()]).unwrap();
+        let key = signing_key.serialize_der();
+        let identity = PeerIdentity::new(vec![cert.der().to_vec()], &key).unwrap();
+        let trust = Trust::Pinned(identity.fingerprint());
+        let addresses = Vec::new();
+        let partner = Partner {
+            name: "a".into(),
+            trust: trust.clone(),
+            addresses,
+        };
+        let listen = ["127.0.0.1:0".parse().unwrap()];
+        let partners = Arc::new(Partners::new(vec![partner]));
+        let server = PeerServer::bind(&listen, &identity, partners, Limits::default()).unwrap();
+        let endpoint = server.addresses()[0].into();
+        let serving = tokio::spawn(server.serve(Arc::new(Echo), std::future::pending()));
+        let call = Call {
+            endpoint: &endpoint,
+            identity: &identity,
+            trust: &trust,
+            timeout: Duration::from_secs(10),
+            versions,
+        };
+        let answer = call.exchange(&message()).await;
+        serving.abort();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_later_release_falls_back_to_what_this_one_speaks() {
+        assert_eq!(call_speaking(1..=7).await.unwrap(), message());
+        let error = call_speaking(2..=7).await.unwrap_err();
+        assert!(
+            matches!(&error, CallError::Version { theirs, .. } if *theirs == VERSIONS),
+            "{error}"
+        );
+        let error = call_speaking(0..=0).await.unwrap_err();
+        assert!(matches!(error, CallError::Version { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_peers_words_fit_on_a_line() {
+        assert_eq!(printable("a\n\x1b[31mb\u{85}"), "a  [31mb ");
+        assert_eq!(printable(&"é".repeat(999)).chars().count(), MAX_REASON);
+    }
+
+    #[test]
+    fn versions_are_read_from_refusals_for_the_version_only() {
+        let status = |code, text: &'static str| {
+            let mut status = Status::new(code, "");
+            let value = text.parse().unwrap();
+            status.metadata_mut().insert(VERSIONS_METADATA, value);
+            served_versions(&status)
+        };
+        assert_eq!(status(Code::FailedPrecondition, "2-5"), Some(2..=5));
+        assert_eq!(status(Code::Internal, "2-5"), None);
+        for bad in ["", "2", "5-2", "-", "a-b", "1-99999999999"] {
+            assert_eq!(status(Code::FailedPrecondition, bad), None, "{bad}");
+        }
     }
 }

@@ -44,7 +44,11 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, EndpointError> {
         let (host, port) = text.rsplit_once(':').ok_or(EndpointError)?;
-        let port = port.parse().ok().filter(|&port| port != 0 ).ok_or(EndpointError)?;
+        let port = port
+            .parse()
+            .ok()
+            .filter(|&port| port != 0)
+            .ok_or(EndpointError)?;
         let host = match host.strip_prefix('[') {
             Some(inner) => ipv6_host(inner.strip_suffix(']').ok_or(EndpointError)?)?,
             None => plain_host(host)?,
@@ -94,7 +98,12 @@ mod tests {
 
     #[test]
     fn endpoints_are_read_and_shown() {
-        for text in ["10.0.0.2:7179", "[2001:db8::1]:7179", "[fe80::1%eth0]:1", "a.example:65535"] {
+        for text in [
+            "10.0.0.2:7179",
+            "[2001:db8::1]:7179",
+            "[fe80::1%eth0]:1",
+            "a.example:65535",
+        ] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
         let scoped: Endpoint = "[fe80::1%eth0]:7179".parse().unwrap();
@@ -105,8 +114,19 @@ mod tests {
     #[test]
     fn anything_else_is_refused() {
         for text in [
-            "", "10.0.0.2", ":7179", "10.0.0.2:", "10.0.0.2:0", "10.0.0.2:65536", "2001:db8::1:7179",
-            "[10.0.0.2]:7179", "[::1:7179", "[fe80::1%]:7179", "a b:1", "http://a:1", "[::1]x:1",
+            "",
+            "10.0.0.2",
+            ":7179",
+            "10.0.0.2:",
+            "10.0.0.2:0",
+            "10.0.0.2:65536",
+            "2001:db8::1:7179",
+            "[10.0.0.2]:7179",
+            "[::1:7179",
+            "[fe80::1%]:7179",
+            "a b:1",
+            "http://a:1",
+            "[::1]x:1",
         ] {
             assert_eq!(text.parse::<Endpoint>(), Err(EndpointError), "{text}");
         }

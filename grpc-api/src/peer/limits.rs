@@ -110,18 +110,28 @@ impl Admission {
         let source = source(address);
         let stranger = expected == 0;
         let mut room = self.room();
-        let per_source = self.limits.pending_per_source.saturating_mul(expected.max(1));
-        room.shrink(per_source, |pending| pending.source == source && pending.stranger == stranger);
+        let per_source = self
+            .limits
+            .pending_per_source
+            .saturating_mul(expected.max(1));
+        room.shrink(per_source, |pending| {
+            pending.source == source && pending.stranger == stranger
+        });
         if stranger {
             room.shrink(self.limits.strangers, |pending| pending.stranger);
         }
-        if room.used() >= self.limits.connections && !(!stranger && room.close_stranger()) {
+        let full = room.used() >= self.limits.connections;
+        if full && (stranger || !room.close_stranger()) {
             return Err(Full::Connections);
         }
         let (keep, evicted) = oneshot::channel();
         let number = room.next;
         room.next += 1;
-        let pending = Pending { source, stranger, _keep: keep };
+        let pending = Pending {
+            source,
+            stranger,
+            _keep: keep,
+        };
         room.pending.insert(number, pending);
         let admission = Arc::clone(self);
         let holder = Holder::Pending(number);
@@ -251,7 +261,11 @@ impl CallRate {
 mod tests {
     use super::*;
 
-    fn admission(connections: usize, strangers: usize, pending_per_source: usize) -> Arc<Admission> {
+    fn admission(
+        connections: usize,
+        strangers: usize,
+        pending_per_source: usize,
+    ) -> Arc<Admission> {
         Arc::new(Admission::new(Limits {
             connections,
             strangers,
@@ -276,9 +290,12 @@ mod tests {
             .map(|n| admission.enter(ip(&format!("2001:db8::{n}")), 0).unwrap())
             .collect();
         let (_other, mut other) = admission.enter(ip("2001:db8:0:1::"), 0).unwrap();
-        let closed: Vec<bool> = places.iter_mut().map(|(_, evicted)| closed(evicted)).collect();
-        assert_eq!(closed, [true, false, false]);
-        assert!(!super::tests::closed(&mut other));
+        let ends: Vec<bool> = places
+            .iter_mut()
+            .map(|(_, evicted)| closed(evicted))
+            .collect();
+        assert_eq!(ends, [true, false, false]);
+        assert!(!closed(&mut other));
     }
 
     #[test]
@@ -287,12 +304,22 @@ mod tests {
         let mut strangers: Vec<_> = (0..9)
             .map(|n| admission.enter(ip(&format!("10.0.0.{n}")), 0).unwrap())
             .collect();
-        let open = strangers.iter_mut().filter_map(|(_, evicted)| (!closed(evicted)).then_some(()));
+        let open = strangers
+            .iter_mut()
+            .filter_map(|(_, evicted)| (!closed(evicted)).then_some(()));
         assert_eq!(open.count(), 2);
         // Two places are free, and two are the strangers' to lose.
-        let partners: Vec<_> = (0..4).map(|_| admission.enter(ip("10.1.0.1"), 1).unwrap()).collect();
-        assert_eq!(admission.enter(ip("10.1.0.1"), 1).err(), Some(Full::Connections));
-        assert_eq!(admission.enter(ip("10.0.0.1"), 0).err(), Some(Full::Connections));
+        let partners: Vec<_> = (0..4)
+            .map(|_| admission.enter(ip("10.1.0.1"), 1).unwrap())
+            .collect();
+        assert_eq!(
+            admission.enter(ip("10.1.0.1"), 1).err(),
+            Some(Full::Connections)
+        );
+        assert_eq!(
+            admission.enter(ip("10.0.0.1"), 0).err(),
+            Some(Full::Connections)
+        );
         drop(partners);
         drop(strangers);
         assert_eq!(admission.room().used(), 0);
@@ -302,9 +329,13 @@ mod tests {
     fn a_partner_has_its_own_limit() {
         let admission = admission(10, 10, 10);
         let name: Arc<str> = "a".into();
-        let mut places: Vec<_> =
-            (0..3).map(|_| admission.enter(ip("10.0.0.1"), 1).unwrap().0).collect();
-        let results: Vec<_> = places.iter_mut().map(|place| place.authenticated(&name)).collect();
+        let mut places: Vec<_> = (0..3)
+            .map(|_| admission.enter(ip("10.0.0.1"), 1).unwrap().0)
+            .collect();
+        let results: Vec<_> = places
+            .iter_mut()
+            .map(|place| place.authenticated(&name))
+            .collect();
         assert_eq!(results, [Ok(()), Ok(()), Err(Full::Partner)]);
         assert_eq!(admission.room().used(), 3);
         drop(places);
@@ -323,6 +354,10 @@ mod tests {
         let later = start + Duration::from_millis(500);
         let granted = (0..100).filter(|_| rate.allows(&a, later)).count();
         assert_eq!(granted, 10);
-        assert_eq!(rate.buckets.lock().unwrap().len(), 1, "b's bucket is full again");
+        assert_eq!(
+            rate.buckets.lock().unwrap().len(),
+            1,
+            "b's bucket is full again"
+        );
     }
 }

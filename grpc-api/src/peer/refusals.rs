@@ -62,7 +62,10 @@ impl RefusalLog {
             }
             last => {
                 let left_out = last.map_or(0, |line| line.left_out);
-                let line = Line { written: now, left_out: 0 };
+                let line = Line {
+                    written: now,
+                    left_out: 0,
+                };
                 lines.insert(kind, line);
                 Some(left_out)
             }

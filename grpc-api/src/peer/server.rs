@@ -119,9 +119,8 @@ impl PeerServer {
         partners: Arc<Partners>,
         limits: Limits,
     ) -> Result<Self, BindError> {
-        let listener = |&address| {
-            listener(address).map_err(|source| BindError::Listen { address, source })
-        };
+        let listener =
+            |&address| listener(address).map_err(|source| BindError::Listen { address, source });
         let tls = tls::server_config(identity, Arc::clone(&partners))?;
         Ok(Self {
             listeners: listen.iter().map(listener).collect::<Result<_, _>>()?,
@@ -134,7 +133,10 @@ impl PeerServer {
     /// The addresses it listens on, with the ports that the system chose.
     #[must_use]
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+        self.listeners
+            .iter()
+            .filter_map(|listener| listener.local_addr().ok())
+            .collect()
     }
 
     /// Serves until `stop` completes; calls in progress then have 2 s left.
@@ -151,7 +153,10 @@ impl PeerServer {
             refusals: RefusalLog::default(),
         });
         for listener in self.listeners {
-            let life = Life { stopped: stopped.clone(), _alive: alive.clone() };
+            let life = Life {
+                stopped: stopped.clone(),
+                _alive: alive.clone(),
+            };
             tokio::spawn(Arc::clone(&shared).accept(listener, life));
         }
         drop(alive);
@@ -164,7 +169,9 @@ impl PeerServer {
 
 impl fmt::Debug for PeerServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("PeerServer").field(&self.addresses()).finish()
+        f.debug_tuple("PeerServer")
+            .field(&self.addresses())
+            .finish()
     }
 }
 
@@ -227,7 +234,8 @@ impl<H: Handler> Shared<H> {
     fn admit(self: &Arc<Self>, tcp: TcpStream, from: SocketAddr, life: &Life) {
         match self.admission.enter(from.ip(), self.partners.at(from.ip())) {
             Ok((place, evicted)) => {
-                let connection = Arc::clone(self).connection(tcp, from, place, evicted, life.clone());
+                let connection =
+                    Arc::clone(self).connection(tcp, from, place, evicted, life.clone());
                 tokio::spawn(connection);
             }
             Err(full) => self.refusals.note(Kind::Room, Some(from), &full),
@@ -253,14 +261,24 @@ impl<H: Handler> Shared<H> {
         let Some(tls) = tls else { return };
         let caller = match self.caller(&tls, from) {
             Ok(caller) => caller,
-            Err(error) => return self.refusals.note(Kind::Handshake, Some(from), &explain(&error)),
+            Err(error) => {
+                return self
+                    .refusals
+                    .note(Kind::Handshake, Some(from), &explain(&error));
+            }
         };
-        let Some(partner) = caller.partners.first().cloned() else { return };
+        let Some(partner) = caller.partners.first().cloned() else {
+            return;
+        };
         if let Err(full) = place.authenticated(&partner) {
             let reason = format!("{partner}: {full}");
             return self.refusals.note(Kind::Room, Some(from), &reason);
         }
-        let calls = Calls { shared: Arc::clone(&self), caller, partner };
+        let calls = Calls {
+            shared: Arc::clone(&self),
+            caller,
+            partner,
+        };
         self.serve(tls, calls, &mut life).await;
     }
 
@@ -269,24 +287,35 @@ impl<H: Handler> Shared<H> {
             match self.tls.accept(tcp).into_fallible().await {
                 Ok(tls) => Some(tls),
                 Err((error, tcp)) => {
-                    self.refusals.note(Kind::Handshake, Some(from), &handshake_failure(&error));
+                    self.refusals
+                        .note(Kind::Handshake, Some(from), &handshake_failure(&error));
                     linger(tcp).await;
                     None
                 }
             }
         };
-        timeout(self.limits.handshake, accepted).await.unwrap_or_else(|_| {
-            let reason = format!("no handshake within {:?}", self.limits.handshake);
-            self.refusals.note(Kind::Silence, Some(from), &reason);
-            None
-        })
+        timeout(self.limits.handshake, accepted)
+            .await
+            .unwrap_or_else(|_| {
+                let reason = format!("no handshake within {:?}", self.limits.handshake);
+                self.refusals.note(Kind::Silence, Some(from), &reason);
+                None
+            })
     }
 
-    fn caller(&self, tls: &TlsStream<TcpStream>, from: SocketAddr) -> Result<Caller, rustls::Error> {
+    fn caller(
+        &self,
+        tls: &TlsStream<TcpStream>,
+        from: SocketAddr,
+    ) -> Result<Caller, rustls::Error> {
         let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
         let (fingerprint, partners) = self.partners.identify(chain, UnixTime::now())?;
         let address = from;
-        Ok(Caller { partners, fingerprint, address })
+        Ok(Caller {
+            partners,
+            fingerprint,
+            address,
+        })
     }
 
     async fn serve(&self, tls: TlsStream<TcpStream>, calls: Calls<H>, life: &mut Life) {
@@ -320,7 +349,11 @@ impl<H: Handler> Shared<H> {
         };
         connection.as_mut().graceful_shutdown();
         if timeout(grace, connection).await.is_err() {
-            self.refusals.note(Kind::Slow, Some(from), &"the connection did not end in time");
+            self.refusals.note(
+                Kind::Slow,
+                Some(from),
+                &"the connection did not end in time",
+            );
         }
     }
 }
@@ -366,9 +399,16 @@ impl<H: Handler> Calls<H> {
             return Err((Kind::Version, unknown_version(request.version)));
         }
         let message = wire::from_wire(request.view.as_ref()).map_err(|malformed| {
-            (Kind::Malformed, Status::invalid_argument(malformed.to_string()))
+            (
+                Kind::Malformed,
+                Status::invalid_argument(malformed.to_string()),
+            )
         })?;
-        let answer = self.shared.handler.exchange(self.caller.clone(), message).await;
+        let answer = self
+            .shared
+            .handler
+            .exchange(self.caller.clone(), message)
+            .await;
         answer.map_err(|refused| (Kind::Call, refused.into()))
     }
 }
@@ -388,7 +428,9 @@ impl<H: Handler> PeerKeyService for Calls<H> {
             }
             Err((kind, status)) => {
                 let reason = format!("{}: {}", self.partner, status.message());
-                self.shared.refusals.note(kind, Some(self.caller.address), &reason);
+                self.shared
+                    .refusals
+                    .note(kind, Some(self.caller.address), &reason);
                 Err(status)
             }
         }

@@ -46,7 +46,9 @@ impl PeerIdentity {
     /// When either cannot be read, or they do not belong together.
     pub fn new(chain: Vec<Vec<u8>>, key: &[u8]) -> Result<Self, IdentityError> {
         let chain: Vec<_> = chain.into_iter().map(CertificateDer::from).collect();
-        let own = chain.first().ok_or_else(|| IdentityError::Certificate("none given".into()))?;
+        let own = chain
+            .first()
+            .ok_or_else(|| IdentityError::Certificate("none given".into()))?;
         let fingerprint =
             fingerprint(own).map_err(|error| IdentityError::Certificate(error.to_string()))?;
         let key = PrivateKeyDer::try_from(key).map_err(|error| IdentityError::Key(error.into()))?;
@@ -73,7 +75,9 @@ impl PeerIdentity {
 
 impl fmt::Debug for PeerIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("PeerIdentity").field(&self.fingerprint).finish()
+        f.debug_tuple("PeerIdentity")
+            .field(&self.fingerprint)
+            .finish()
     }
 }
 

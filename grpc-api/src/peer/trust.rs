@@ -14,8 +14,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, PeerIncompatible,
-    RootCertStore, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    PeerIncompatible, RootCertStore, SignatureScheme,
 };
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
@@ -67,10 +67,8 @@ impl Authority {
             store.add(root).map_err(|error| refused(&explain(&error)))?;
         }
         let roots = Arc::new(store);
-        let clients = WebPkiClientVerifier::builder_with_provider(
-            Arc::clone(&roots),
-            Arc::new(provider()),
-        );
+        let clients =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::new(provider()));
         let name = match ServerName::try_from(name.to_owned()) {
             Ok(dns @ ServerName::DnsName(_)) => dns,
             Ok(_) | Err(_) => return Err(TrustError::Name(name.to_owned())),
@@ -127,7 +125,11 @@ impl Partners {
 
     /// How many partners are expected to call from `address`.
     pub(super) fn at(&self, address: IpAddr) -> usize {
-        self.book().at.get(&address.to_canonical()).copied().unwrap_or(0)
+        self.book()
+            .at
+            .get(&address.to_canonical())
+            .copied()
+            .unwrap_or(0)
     }
 
     /// Whose certificate this is: its fingerprint, and one partner or more.
@@ -139,7 +141,9 @@ impl Partners {
         let (certificate, intermediates) =
             chain.split_first().ok_or(Error::NoCertificatesPresented)?;
         let seen = fingerprint(certificate)?;
-        let names = self.book().identify(certificate, intermediates, seen, now)?;
+        let names = self
+            .book()
+            .identify(certificate, intermediates, seen, now)?;
         Ok((seen, names))
     }
 
@@ -199,12 +203,19 @@ impl Book {
             if verify_server_name(&parsed, &authority.name).is_err() {
                 continue;
             }
-            match authority.clients.verify_client_cert(certificate, intermediates, now) {
+            match authority
+                .clients
+                .verify_client_cert(certificate, intermediates, now)
+            {
                 Ok(_) => names.push(Arc::clone(name)),
                 Err(error) => refused = error,
             }
         }
-        if names.is_empty() { Err(refused) } else { Ok(names) }
+        if names.is_empty() {
+            Err(refused)
+        } else {
+            Ok(names)
+        }
     }
 }
 
@@ -377,7 +388,9 @@ fn day(time: UnixTime) -> String {
 
 pub(super) fn fingerprint(certificate: &CertificateDer<'_>) -> Result<Fingerprint, Error> {
     let parsed = ParsedCertificate::try_from(certificate)?;
-    Ok(Fingerprint::of_public_key(&parsed.subject_public_key_info()))
+    Ok(Fingerprint::of_public_key(
+        &parsed.subject_public_key_info(),
+    ))
 }
 
 /// A pinned certificate ends when it says so, like any other.
@@ -387,10 +400,18 @@ fn check_validity(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(),
     let validity = parsed.validity();
     let (not_before, not_after) = (unix(validity.not_before), unix(validity.not_after));
     if now > not_after {
-        return Err(CertificateError::ExpiredContext { time: now, not_after }.into());
+        return Err(CertificateError::ExpiredContext {
+            time: now,
+            not_after,
+        }
+        .into());
     }
     if now < not_before {
-        return Err(CertificateError::NotValidYetContext { time: now, not_before }.into());
+        return Err(CertificateError::NotValidYetContext {
+            time: now,
+            not_before,
+        }
+        .into());
     }
     Ok(())
 }

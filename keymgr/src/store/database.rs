@@ -253,6 +253,23 @@ impl Rows {
         Ok(transaction.commit()?)
     }
 
+    /// All slots, for a test that looks for them.
+    #[cfg(test)]
+    pub(super) fn slots(
+        &self,
+        database: &Database,
+    ) -> Result<Vec<(String, SecretName, Vec<u8>)>, Error> {
+        let tables = Sealed::open(&redb::ReadableDatabase::begin_read(database)?)?;
+        let mut slots = Vec::new();
+        for stored in self.read(database)? {
+            for (name, _) in stored.secrets {
+                let slot = tables.get(&stored.peer, name)?.map(|sealed| sealed.slot);
+                slots.extend(slot.map(|slot| (stored.peer.clone(), name, slot)));
+            }
+        }
+        Ok(slots)
+    }
+
     fn write_header(&self, transaction: &WriteTransaction) -> Result<(), Error> {
         let check = self
             .seal

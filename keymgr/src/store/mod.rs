@@ -394,3 +394,6 @@ impl StorageBackend for Connected {
         self.0.close()
     }
 }
+
+#[cfg(test)]
+mod tests;

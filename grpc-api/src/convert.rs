@@ -121,6 +121,7 @@ fn key_use(key: &KeyUse) -> v1::KeyUse {
         recv_id: key.recv_id.into(),
         good: key.good,
         bad: key.bad,
+        sent: key.sent,
     }
 }
 

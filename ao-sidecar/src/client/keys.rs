@@ -121,6 +121,11 @@ impl Answer for Keys {
             Column::Number("VERIFIED-THERE"),
         ]);
         for key in &self.0 {
+            // An agreed key has no lifetime: rollover ends it.
+            let lifetime = |lifetime: &Lifetime| match key.generation {
+                Some(_) => "-".to_owned(),
+                None => lifetime.to_string(),
+            };
             table.row([
                 &key.peer,
                 &or_dash(key.generation),
@@ -130,8 +135,8 @@ impl Answer for Keys {
                 &key.key_chain.as_deref().unwrap_or("(rollover)"),
                 &key.state,
                 &or_dash(key.there),
-                &key.send,
-                &key.accept,
+                &lifetime(&key.send),
+                &lifetime(&key.accept),
                 &key.last_use,
                 &key.segments_verified,
                 &or_dash(key.segments_verified_there),

@@ -99,6 +99,7 @@ struct KeyUse {
     recv_id: u32,
     good: u64,
     bad: u64,
+    sent: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -341,6 +342,7 @@ impl From<v1::KeyUse> for KeyUse {
             recv_id,
             good,
             bad,
+            sent,
         }: v1::KeyUse,
     ) -> Self {
         Self {
@@ -348,6 +350,7 @@ impl From<v1::KeyUse> for KeyUse {
             recv_id,
             good,
             bad,
+            sent,
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The API over a real Unix socket, asked by the real `aoctl`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod keys;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, SocketAddrV6};
@@ -15,6 +17,7 @@ use datapath::report::{
     KernelReport, KeyUse, LaunchedDaemon, PeerReport, QueueReport, Report, Session, SessionState,
 };
 use datapath::settings::Backend;
+use grpc_api::operator::EventLog;
 use grpc_api::{ApiSocket, PeerFacts, Snapshot, SocketError, Source};
 use insta::assert_snapshot;
 use tempfile::TempDir;
@@ -32,26 +35,32 @@ impl Source for Fixed {
 /// A served API; it stops with this value.
 struct Server {
     folder: TempDir,
+    events: EventLog,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Result<(), SocketError>>>,
 }
 
 impl Server {
     fn start(snapshot: Option<Snapshot>) -> Self {
+        let events = EventLog::new();
         let folder = tempfile::tempdir().unwrap();
         let socket = ApiSocket::bind(&folder.path().join("api.sock")).unwrap();
         let (stop, stopped) = oneshot::channel();
+        let log = events.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .unwrap();
-            runtime.block_on(grpc_api::serve(socket, Arc::new(Fixed(snapshot)), async {
+            let source = Arc::new(Fixed(snapshot));
+            let control = Arc::new(keys::Fixed);
+            runtime.block_on(grpc_api::serve(socket, source, control, log, async {
                 let _ = stopped.await;
             }))
         });
         Self {
             folder,
+            events,
             stop: Some(stop),
             thread: Some(thread),
         }
@@ -105,21 +114,26 @@ fn failure(socket: &Path, arguments: &[&str]) -> (Option<i32>, String) {
     )
 }
 
-fn facts(name: &str, keys: u32, ports: (u16, u16)) -> PeerFacts {
+fn facts(name: &str, ports: (u16, u16)) -> PeerFacts {
     PeerFacts {
         name: name.into(),
         key_chain: "transit".into(),
-        keys,
         ports,
     }
 }
 
-fn peer(name: &str, address: &str, sessions: u32, drops: &[(&'static str, u64)]) -> PeerReport {
+fn peer(
+    (name, address): (&str, &str),
+    keys: u32,
+    sessions: u32,
+    drops: &[(&'static str, u64)],
+) -> PeerReport {
     PeerReport {
         name: name.into(),
         address: address.into(),
         backend: Backend::Userspace,
         backend_reason: "configured".into(),
+        keys,
         sessions,
         segments_good: u64::from(sessions) * 1000,
         segments_sent: u64::from(sessions) * 900,
@@ -162,9 +176,9 @@ fn snapshot() -> Snapshot {
         uptime: Duration::from_secs(93_784),
         datapath: "userspace",
         peers: Arc::from([
-            facts("as64502", 1, (179, 179)),
-            facts("ix", 2, (179, 180)),
-            facts("new", 0, (179, 179)),
+            facts("as64502", (179, 179)),
+            facts("ix", (179, 180)),
+            facts("new", (179, 179)),
         ]),
         report: Report {
             queue_rules: "iptables",
@@ -184,9 +198,14 @@ fn snapshot() -> Snapshot {
                 },
             ],
             peers: vec![
-                peer("as64502", "10.0.0.2", 1, &[("bad-mac", 3), ("unsigned", 4)]),
-                peer("ix", "2001:db8::/64", 0, &[]),
-                peer("new", "fe80::1%eth0", 0, &[]),
+                peer(
+                    ("as64502", "10.0.0.2"),
+                    1,
+                    1,
+                    &[("bad-mac", 3), ("unsigned", 4)],
+                ),
+                peer(("ix", "2001:db8::/64"), 2, 0, &[]),
+                peer(("new", "fe80::1%eth0"), 0, 0, &[]),
             ],
             sessions: vec![
                 session(
@@ -231,10 +250,10 @@ strips TCP-AO   yes
 rules restored  2
 queue overruns  6
 
-PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED
-as64502  10.0.0.2       179      userspace  established         1  transit       1  1000   900        7
-ix       2001:db8::/64  179-180  userspace  down                0  transit       2     0     0        0
-new      fe80::1%eth0   179      userspace  blocked             0  transit       0     0     0        0
+PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  REASON
+as64502  10.0.0.2       179      userspace  established         1  transit       1  1000   900        7  configured
+ix       2001:db8::/64  179-180  userspace  down                0  transit       2     0     0        0  configured
+new      fe80::1%eth0   179      userspace  blocked             0  transit       0     0     0        0  configured
 ");
     assert_snapshot!(server.answer(&["status", "--json"]), @r#"
 {
@@ -403,10 +422,10 @@ ix       [fe80::2%lo]:179   [fe80::1%lo]:40001  -     userspace  opening        
 fn peers_are_shown() {
     let server = Server::start(Some(snapshot()));
     assert_snapshot!(server.answer(&["peers"]), @r"
-PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED
-as64502  10.0.0.2       179      userspace  established         1  transit       1  1000   900        7
-ix       2001:db8::/64  179-180  userspace  down                0  transit       2     0     0        0
-new      fe80::1%eth0   179      userspace  blocked             0  transit       0     0     0        0
+PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  REASON
+as64502  10.0.0.2       179      userspace  established         1  transit       1  1000   900        7  configured
+ix       2001:db8::/64  179-180  userspace  down                0  transit       2     0     0        0  configured
+new      fe80::1%eth0   179      userspace  blocked             0  transit       0     0     0        0  configured
 ");
     assert_snapshot!(server.answer(&["peers", "--json"]), @r#"
 [
@@ -577,8 +596,8 @@ listeners       2
 option memory   524288 octets, raised from 131072
 problem         bgpd (901): no key for 10.0.0.2
 
-PEER     ADDRESS   PORTS  DATAPATH  STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED
-as64502  10.0.0.2  179    kernel    established         1  transit       1  1000   900        7
+PEER     ADDRESS   PORTS  DATAPATH  STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  REASON
+as64502  10.0.0.2  179    kernel    established         1  transit       1  1000   900        7  bird was launched by ao-sidecar exec
 ");
     assert_snapshot!(server.answer(&["sessions"]), @r"
 PEER     LOCAL         REMOTE          VRF  DATAPATH  STATE        CURRENT  RNEXT  GOOD  BAD  UNSIGNED  SENT  SND-SNE  RCV-SNE
@@ -606,7 +625,8 @@ as64502  10.0.0.1:179  10.0.0.2:40002  -    kernel    established        1      
         "send_id": 1,
         "recv_id": 2,
         "good": 1000,
-        "bad": 3
+        "bad": 3,
+        "sent": null
       }
     ],
     "key_not_found": 6,

@@ -24,7 +24,7 @@ fn example() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("ao-sidecar.toml");
     fs::copy(repository().join("examples/ao-sidecar.toml"), &config).unwrap();
-    for name in ["transit-1.key", "ix-1.key"] {
+    for name in ["transit-1.key", "ix-1.key", "ix-2.key"] {
         let secret = folder.path().join(name);
         fs::write(&secret, "a secret for this test only\n").unwrap();
         fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
@@ -50,6 +50,10 @@ fn the_example_is_correct() {
 #[test]
 fn the_manual_is_correct() {
     let (folder, _) = example();
+    // Their contents are not looked at before they are used.
+    for name in ["router.crt", "router.key", "store.key", "authority.crt"] {
+        fs::write(folder.path().join(name), "").unwrap();
+    }
     let manual = fs::read_to_string(repository().join("docs/CONFIGURATION.md")).unwrap();
     let blocks: Vec<&str> = manual
         .split("```toml\n")
@@ -62,6 +66,33 @@ fn the_manual_is_correct() {
     let output = sidecar(&["check", config.to_str().unwrap()]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{said}");
+}
+
+#[test]
+fn chains_with_lifetimes_are_summed_up_and_warned_about() {
+    let (_folder, config) = example();
+    let check = |lifetime: &str| {
+        let text = fs::read_to_string(repository().join("examples/ao-sidecar.toml")).unwrap();
+        let text = text.replace("include_tcp_options = true", lifetime);
+        fs::write(&config, text).unwrap();
+        let output = sidecar(&["check", config.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(0));
+        let utf8 = |octets| String::from_utf8(octets).unwrap();
+        (utf8(output.stdout), utf8(output.stderr))
+    };
+    let file = config.display();
+
+    let (said, warned) = check("lifetime = { start = 2020-01-01T00:00:00Z }");
+    let line = "key chain \"transit\": sends with ID 1; never runs out";
+    assert_eq!(said, format!("{file}: correct, 1 peer\n{line}\n"));
+    assert_eq!(warned, "");
+
+    let (said, warned) = check("lifetime = { end = 2020-01-01T00:00:00Z }");
+    let line = "key chain \"transit\": still sends with ID 1; ran out at 2020-01-01T00:00:00Z";
+    assert_eq!(said, format!("{file}: correct, 1 peer\n{line}\n"));
+    let warning = "key chain \"transit\" ran out at 2020-01-01T00:00:00Z: its last key stays in \
+                   use; add a key";
+    assert_eq!(warned, format!("{file}:5:8: {warning}\n"));
 }
 
 #[test]

@@ -210,27 +210,27 @@ impl Two {
             far_keys,
         };
         let syn = Tcp::new(near, far, SYN, NEAR_ISN, 0);
-        two.to_far(&syn);
+        two.reach_far(&syn);
         let answer = Tcp::new(far, near, SYN | ACK, FAR_ISN, NEAR_ISN + 1);
-        two.to_near(&answer);
+        two.reach_near(&answer);
         let mut data = Tcp::new(near, far, ACK | PSH, NEAR_ISN + 1, FAR_ISN.wrapping_add(1));
         data = data.options(&TIMESTAMPS).payload(b"open");
-        two.to_far(&data);
+        two.reach_far(&data);
         let reply = Tcp::new(far, near, ACK | PSH, FAR_ISN.wrapping_add(1), NEAR_ISN + 5);
-        two.to_near(&reply.options(&TIMESTAMPS).payload(b"open too"));
+        two.reach_near(&reply.options(&TIMESTAMPS).payload(b"open too"));
         let sack = [5, 10, 0, 0, 0, 1, 0, 0, 0, 9];
         let ack = Tcp::new(near, far, ACK, NEAR_ISN + 5, FAR_ISN.wrapping_add(9));
-        two.to_far(&ack.options(&[&TIMESTAMPS[..], &[1, 1], &sack].concat()));
+        two.reach_far(&ack.options(&[&TIMESTAMPS[..], &[1, 1], &sack].concat()));
         two
     }
 
-    fn to_far(&mut self, segment: &Tcp) {
+    fn reach_far(&mut self, segment: &Tcp) {
         let signed = self.near.outbound(&segment.bytes());
         signed.passed();
         self.far.inbound(&signed.bytes).passed();
     }
 
-    fn to_near(&mut self, segment: &Tcp) {
+    fn reach_near(&mut self, segment: &Tcp) {
         let signed = self.far.outbound(&segment.bytes());
         signed.passed();
         self.near.inbound(&signed.bytes).passed();

@@ -258,3 +258,6 @@ fn uses(session: &Session, peer: &Served, send_id: u8) -> bool {
             session.current_key == key.send_id || session.rnext_key == key.recv_id
         })
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use ao_sidecar::config::{Config, DEFAULT_API_SOCKET};
 use ao_sidecar::daemon::{self, DaemonError, Options};
+use ao_sidecar::identity;
 use ao_sidecar::launch::{self, Service};
 use clap::{Parser, Subcommand};
 
@@ -50,6 +51,21 @@ enum Command {
         /// The configuration
         #[arg(value_name = "FILE", default_value = DEFAULT_CONFIG)]
         config: PathBuf,
+    },
+    /// Print the fingerprint that far ends know this sidecar by, alone on a line
+    ///
+    /// Makes key and certificate when there are none. The daemon may be running.
+    Identity {
+        /// Take state folder and certificate from this configuration
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The folder that key and certificate are in [default: the configuration's, or
+        /// /var/lib/ao-sidecar]
+        #[arg(long, value_name = "FOLDER")]
+        state_dir: Option<PathBuf>,
+        /// Print a JSON object: fingerprint, certificate_file, expires
+        #[arg(long)]
+        json: bool,
     },
     /// Become a BGP daemon whose sockets get their TCP-AO keys before they connect or listen
     ///
@@ -157,6 +173,22 @@ fn main() -> ExitCode {
             return match launch::serve(&service) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail("ao-sidecar keeper: ", &error, 1),
+            };
+        }
+        Command::Identity {
+            config,
+            state_dir,
+            json,
+        } => {
+            let options = identity::Options {
+                config,
+                state_dir,
+                json,
+            };
+            return match identity::print(&options, &mut io::stdout()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error @ identity::Error::Config(_)) => fail("", &error, 2),
+                Err(error) => fail("ao-sidecar identity: ", &error, 1),
             };
         }
         Command::Run {

@@ -26,7 +26,8 @@ use tracing::{error, info, warn};
 
 use self::notify::Notifier;
 use self::reload::ReloadError;
-use self::state_dir::{StateDir, StateDirError};
+use self::state_dir::StateDir;
+pub use self::state_dir::{StateDirError, make_state_dir};
 use crate::VERSION;
 use crate::config::{Config, ConfigError, Peer};
 use crate::keys::{Control, Keys, KeysError, Prepared, SharedDatapath};

@@ -48,20 +48,11 @@ pub(super) struct StateDir {
 impl StateDir {
     /// Makes the folder with mode 0700 if it is missing, and locks it.
     pub(super) fn open(path: &Path) -> Result<Self, StateDirError> {
+        make_state_dir(path)?;
         let failed = |source| StateDirError::Io {
             path: path.to_owned(),
             source,
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(failed)?;
-        if fs::metadata(path).map_err(failed)?.mode() & 0o022 != 0 {
-            return Err(StateDirError::Exposed {
-                path: path.to_owned(),
-            });
-        }
         // The file stays for ever: removing it would let two daemons lock different files.
         let file = OpenOptions::new()
             .read(true)
@@ -83,6 +74,28 @@ impl StateDir {
             Err((_, errno)) => Err(failed(errno.into())),
         }
     }
+}
+
+/// Makes the folder with mode 0700 if it is missing.
+///
+/// # Errors
+/// When it cannot be made, or others may write to it.
+pub fn make_state_dir(path: &Path) -> Result<(), StateDirError> {
+    let failed = |source| StateDirError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed)?;
+    if fs::metadata(path).map_err(failed)?.mode() & 0o022 != 0 {
+        return Err(StateDirError::Exposed {
+            path: path.to_owned(),
+        });
+    }
+    Ok(())
 }
 
 fn write_pid(file: &mut File) -> io::Result<()> {

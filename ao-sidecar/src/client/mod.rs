@@ -175,13 +175,20 @@ fn io_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e io::
 }
 
 fn failed(socket: &Path, status: &Status) -> ClientError {
-    match status.code() {
-        // The first is a sidecar that stops, the others one that hangs or is still starting.
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => ClientError::Unreachable {
+    // A status that was not sent but made here has a cause: the connection broke.
+    let broken = std::error::Error::source(status).is_some();
+    // The first is a sidecar that stops, the others one that hangs or is still starting.
+    let unreachable = matches!(
+        status.code(),
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
+    );
+    if broken || unreachable {
+        ClientError::Unreachable {
             socket: socket.to_owned(),
             reason: status.message().to_owned(),
-        },
-        _ => ClientError::Refused(status.message().to_owned()),
+        }
+    } else {
+        ClientError::Refused(status.message().to_owned())
     }
 }
 

@@ -1,6 +1,9 @@
 //! Keys, key changes and events.
 
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -458,10 +461,10 @@ struct Follower {
 }
 
 impl Follower {
-    fn start(server: &Server) -> Self {
+    fn start(socket: &Path) -> Self {
         let process = Command::new(env!("CARGO_BIN_EXE_aoctl"))
             .arg("--socket")
-            .arg(server.socket())
+            .arg(socket)
             .args(["events", "--follow", "--json"])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -472,7 +475,7 @@ impl Follower {
 
     /// Exit code and what stderr says.
     fn end(&mut self) -> (Option<i32>, String) {
-        let text = std::io::read_to_string(self.process.stderr.take().unwrap()).unwrap();
+        let text = io::read_to_string(self.process.stderr.take().unwrap()).unwrap();
         (self.process.wait().unwrap().code(), text)
     }
 }
@@ -488,7 +491,7 @@ impl Drop for Follower {
 #[test]
 fn events_are_followed_until_interrupted() {
     let server = Server::start(Some(snapshot()));
-    let mut follower = Follower::start(&server);
+    let mut follower = Follower::start(&server.socket());
     let mut lines = BufReader::new(follower.process.stdout.take().unwrap()).lines();
     for sequence in 1..=3 {
         // Each is there before the next one happens.
@@ -506,7 +509,7 @@ fn events_are_followed_until_interrupted() {
 #[test]
 fn a_sidecar_that_stops_ends_the_events_with_exit_code_3() {
     let server = Server::start(Some(snapshot()));
-    let mut follower = Follower::start(&server);
+    let mut follower = Follower::start(&server.socket());
     let mut lines = BufReader::new(follower.process.stdout.take().unwrap()).lines();
     server.events.push(proven("as64502"));
     assert!(lines.next().is_some());
@@ -518,4 +521,48 @@ fn a_sidecar_that_stops_ends_the_events_with_exit_code_3() {
         text,
         format!("aoctl: ao-sidecar on {socket} went away: the sidecar is stopping\n")
     );
+}
+
+#[test]
+fn a_sidecar_that_is_killed_ends_the_events_with_exit_code_3() {
+    let server = Server::start(Some(snapshot()));
+    let socket = server.folder.path().join("relay.sock");
+    let relay = Relay::start(&socket, &server.socket());
+    let mut follower = Follower::start(&socket);
+    let mut lines = BufReader::new(follower.process.stdout.take().unwrap()).lines();
+    server.events.push(proven("as64502"));
+    assert!(lines.next().is_some());
+    relay.cut();
+    let (code, text) = follower.end();
+    assert_eq!(code, Some(3), "{text}");
+    let said = format!("aoctl: ao-sidecar on {} went away: ", socket.display());
+    assert!(text.starts_with(&said), "{text}");
+}
+
+/// Stands between aoctl and a sidecar, and ends the connection as a killed sidecar does.
+struct Relay {
+    joined: std::thread::JoinHandle<(UnixStream, UnixStream)>,
+}
+
+impl Relay {
+    fn start(socket: &Path, server: &Path) -> Self {
+        let listener = UnixListener::bind(socket).unwrap();
+        let server = UnixStream::connect(server).unwrap();
+        let joined = std::thread::spawn(move || {
+            let (client, _) = listener.accept().unwrap();
+            for (from, to) in [(&client, &server), (&server, &client)] {
+                let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                // It ends when the connection is cut, with or without an error.
+                std::thread::spawn(move || io::copy(&mut from, &mut to));
+            }
+            (client, server)
+        });
+        Self { joined }
+    }
+
+    fn cut(self) {
+        let (client, server) = self.joined.join().unwrap();
+        client.shutdown(Shutdown::Both).unwrap();
+        server.shutdown(Shutdown::Both).unwrap();
+    }
 }

@@ -280,6 +280,20 @@ mod tests {
         }
     }
 
+    /// It has no keys yet, but it is known of which algorithms they will be.
+    #[test]
+    fn a_peer_without_keys_is_the_kernels_if_that_has_all_its_algorithms() {
+        let mut peer = peer("p", "10.0.0.2", 32);
+        peer.keys.clear();
+        peer.algorithms = vec![Algorithm::Aes128Cmac96, Algorithm::HmacSha1_96];
+        assert_eq!(one(&peer, &able(), LAUNCHED).backend, Backend::Kernel);
+        let without = Abilities {
+            algorithms: vec![Algorithm::HmacSha1_96],
+            ..able()
+        };
+        assert_eq!(one(&peer, &without, LAUNCHED).backend, Backend::Userspace);
+    }
+
     #[test]
     fn a_vrf_needs_a_kernel_that_knows_them() {
         let mut peer = peer("p", "10.0.0.2", 32);

@@ -49,7 +49,8 @@ impl Datapath {
 
     /// Ends the time to send of keys, named by SendID: they still verify, but sessions that sign
     /// with one go on with the first key of the peer, and do not follow a far end that asks for it.
-    /// The kernel follows a far end all the same; its sessions are taken back once a second.
+    /// The kernel follows a far end all the same: its sessions are taken back whenever they are
+    /// looked at, every 30 s or when they are observed.
     ///
     /// One result for each key. `Ok`: no session signs with it.
     pub fn retire(&self, keys: &[(Arc<str>, u8)]) -> Vec<Result<(), KeyError>> {
@@ -62,6 +63,8 @@ impl Datapath {
     }
 
     /// Removes keys, named by SendID. One that is in use stays, as it was, unless it is forced.
+    /// The last key of a peer blocks it: what the engine has of its sessions goes, and the kernel's
+    /// keep it, as [`KeyError::InUse`] tells, until they are closed.
     ///
     /// One result for each key. `Ok`: no socket of a process has it. What no process has any
     /// more, as it is being closed, keeps its keys in the kernel until it is gone, a minute or two.

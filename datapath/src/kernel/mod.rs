@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use ao_engine::policy::Peer;
 use ao_sys::tcp_socket;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
@@ -294,14 +295,18 @@ impl Carrier for Kernel {
         let of = Concerned::Peers(peers.iter().cloned().collect());
         let sessions = sessions::report(&target, &of, &mut self.shared.opener());
         let concerned = target.peers().filter(|peer| of.has(&peer.name));
-        let preferred: HashMap<&str, u8> = concerned
-            .filter_map(|peer| Some((&*peer.name, peer.keys.first()?.recv_id)))
-            .collect();
+        let by_name: HashMap<&str, &Peer> =
+            concerned.map(|peer| (&*peer.name, peer.as_ref())).collect();
         let is_behind = |session: &Session| {
-            let preferred = preferred.get(&*session.peer);
-            preferred.is_some_and(|recv_id| *recv_id != session.rnext_key)
+            let Some(peer) = by_name.get(&*session.peer) else {
+                return false;
+            };
+            let preferred = peer.keys.first().map(|key| key.recv_id);
+            preferred.is_some_and(|recv_id| recv_id != session.rnext_key)
+                || peer.accept_only.contains(&session.current_key)
         };
-        // One that was accepted since the last round has what its SYN asked for.
+        // One that was accepted since the last round has what its SYN asked for, and one that the
+        // far end took back to a retired key signs with that.
         if sessions.iter().any(is_behind) {
             self.shared.recheck();
         }
@@ -322,7 +327,7 @@ impl Shared {
     /// The kernel's peers, as keepers know them.
     fn peer_ranges(&self) -> Vec<PeerRange> {
         let target = self.target();
-        let range = |peer: &Arc<ao_engine::policy::Peer>| PeerRange {
+        let range = |peer: &Arc<Peer>| PeerRange {
             remote: peer.selector.remote,
             first_port: *peer.selector.ports.start(),
             last_port: *peer.selector.ports.end(),

@@ -6,6 +6,7 @@
 mod icmp;
 mod journal;
 mod log;
+mod reports;
 mod restored;
 mod routes;
 mod sessions;
@@ -26,8 +27,9 @@ use ao_sys::probe::kernel_has_tcp_ao;
 use self::icmp::IcmpWorker;
 use self::journal::Journal;
 pub use self::journal::JournalError;
+use self::reports::WorkerReport;
 use self::restored::Restored;
-use self::worker::{Command, Handle, Shared, Worker, WorkerReport};
+use self::worker::{Command, Handle, Shared, Worker};
 use crate::abort::AbortOnPanic;
 use crate::datapath::StartError;
 use crate::firewall::Queues;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use ao_engine::policy::ConnectionId;
 use ao_sys::sock_diag::{self, Filter};
 
-use super::worker::{Command, Handle, Shared, WorkerReport};
+use super::reports::WorkerReport;
+use super::worker::{Command, Handle, Shared};
 use crate::sockets::{connection_of, remote_end};
 
 /// Connections seen this recently are not doubted: the dump may be older than they are.

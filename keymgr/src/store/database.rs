@@ -270,6 +270,31 @@ impl Rows {
         Ok(slots)
     }
 
+    /// Whether `slot` is one of that secret, for a test that tries all places.
+    #[cfg(test)]
+    pub(super) fn opens_slot(&self, peer: &str, name: SecretName, slot: &[u8]) -> bool {
+        self.seal.open(&self.of_secret(peer, name), slot).is_some()
+    }
+
+    /// The secret that slot and sealed secret are of, if they are.
+    #[cfg(test)]
+    pub(super) fn opened(
+        &self,
+        peer: &str,
+        name: SecretName,
+        secret: &[u8],
+        slot: &[u8],
+    ) -> Option<Secret> {
+        let sealed = SealedSecret {
+            secret: secret.to_vec(),
+            slot: slot.to_vec(),
+        };
+        let opened = self
+            .seal
+            .open_secret(&self.of_secret(peer, name), &sealed)?;
+        Some(Secret::new(&opened))
+    }
+
     fn write_header(&self, transaction: &WriteTransaction) -> Result<(), Error> {
         let check = self
             .seal

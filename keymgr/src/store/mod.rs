@@ -25,6 +25,7 @@ mod error;
 mod sealing;
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use redb::backends::InMemoryBackend;
@@ -287,33 +288,40 @@ fn checked(
     file: &dyn StorageBackend,
     key: &SealingKey,
 ) -> Result<(Rows, Database), StoreError> {
-    let path_buf = || path.to_owned();
+    let foreign = || StoreError::Foreign {
+        path: path.to_owned(),
+    };
     let copy = copied(file).map_err(|error| StoreError::io(path, error))?;
-    let Some(copy) = copy else {
-        return Err(StoreError::Foreign { path: path_buf() });
-    };
-    let failed = |error| StoreError::database(path, error);
-    let database = connect(Box::new(copy)).map_err(failed)?;
-    let instance = match database::owner(&database, key).map_err(failed)? {
-        Owner::Us(instance) => instance,
-        Owner::Stranger => return Err(StoreError::Foreign { path: path_buf() }),
-        Owner::Version(found) => {
-            return Err(StoreError::Version {
-                path: path_buf(),
-                found,
-                supported: FORMAT,
-            });
-        }
-        Owner::OtherKey => {
-            return Err(StoreError::WrongKey {
-                path: path_buf(),
-                key: key.path().to_owned(),
-            });
-        }
-    };
-    let rows = Rows::new(instance, key);
-    rows.read(&database).map_err(failed)?;
-    Ok((rows, database))
+    let copy = copy.ok_or_else(foreign)?;
+    // On some damage redb panics, at the latest when it closes a database. What it panics about is
+    // a copy, and does not leave the closure.
+    let opened = catch_unwind(AssertUnwindSafe(|| {
+        let database = connect(Box::new(copy))?;
+        let owner = database::owner(&database, key)?;
+        let Owner::Us(instance) = owner else {
+            return Ok((owner, None));
+        };
+        let rows = Rows::new(instance, key);
+        rows.read(&database)?;
+        let sound = connect(Box::new(InMemoryBackend::new()))?;
+        rows.fill(&sound, Some(&database), &Changes::default())?;
+        Ok((owner, Some((rows, sound))))
+    }));
+    let opened =
+        opened.map_err(|_| StoreError::corrupt(path, "its pages contradict each other"))?;
+    match opened.map_err(|error| StoreError::database(path, error))? {
+        (_, Some(present)) => Ok(present),
+        (Owner::Version(found), None) => Err(StoreError::Version {
+            path: path.to_owned(),
+            found,
+            supported: FORMAT,
+        }),
+        (Owner::OtherKey, None) => Err(StoreError::WrongKey {
+            path: path.to_owned(),
+            key: key.path().to_owned(),
+        }),
+        (Owner::Us(_) | Owner::Stranger, None) => Err(foreign()),
+    }
 }
 
 /// What is in the file, in memory; `None` if that is no database.

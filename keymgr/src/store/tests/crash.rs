@@ -39,7 +39,10 @@ impl Promised {
                 stored.peer == peer && stored.secrets.iter().any(|(other, _)| *other == name)
             })
         };
-        let gone = self.slots.iter().filter(|(peer, name, _)| !lives(peer, *name));
+        let gone = self
+            .slots
+            .iter()
+            .filter(|(peer, name, _)| !lives(peer, *name));
         gone.map(|(_, _, slot)| slot.as_slice()).collect()
     }
 }
@@ -59,7 +62,10 @@ fn run(disk: &Simulated, key: &SealingKey, promised: &mut Promised) -> Result<()
 /// Whether 16 octets in a row of one of the slots are anywhere on the disk. Slots have 72; the
 /// first 24 are the nonce.
 fn found(disk: &Simulated, slots: &[&[u8]]) -> bool {
-    let pieces: Vec<&[u8]> = slots.iter().flat_map(|slot| slot.chunks_exact(16)).collect();
+    let pieces: Vec<&[u8]> = slots
+        .iter()
+        .flat_map(|slot| slot.chunks_exact(16))
+        .collect();
     let start = |octets: &[u8]| usize::from(u16::from_be_bytes([octets[0], octets[1]]));
     let mut starts = vec![false; 1 << 16];
     pieces.iter().for_each(|piece| starts[start(piece)] = true);
@@ -88,7 +94,10 @@ fn check(disk: &Simulated, key: &SealingKey, promised: &Promised, context: &str)
     let mut store = open_on(disk, key).unwrap_or_else(|error| panic!("{error} {context}"));
     let loaded = store.load().unwrap();
     assert!(loaded == *before || loaded == *after, "{context}");
-    assert!(!found(disk, &promised.destroyed(&loaded)), "after opening {context}");
+    assert!(
+        !found(disk, &promised.destroyed(&loaded)),
+        "after opening {context}"
+    );
     assert_eq!(disk.names(), [FILE_NAME], "{context}");
 }
 
@@ -112,7 +121,9 @@ fn killed_in_every_operation_it_is_as_before_or_after() {
         let _ = run(&disk, &key, &mut promised);
         assert!(disk.killed());
         let seeds = 8 * at..8 * at + 4;
-        let losses = seeds.map(|seed| Loss::Power { seed }).chain([Loss::Nothing]);
+        let losses = seeds
+            .map(|seed| Loss::Power { seed })
+            .chain([Loss::Nothing]);
         for loss in losses {
             let context = format!("(killed in operation {at} of {last}, {loss:?})");
             check(&disk.after_crash(loss), &key, &promised, &context);
@@ -136,7 +147,13 @@ fn killed_while_it_recovers_it_is_as_before_or_after() {
         // A kill while the store is being closed is nobody's error.
         let _ = run(&disk, &key, &mut promised);
         assert!(disk.killed());
-        let loss = |seed| if seed % 2 == 0 { Loss::Nothing } else { Loss::Power { seed } };
+        let loss = |seed| {
+            if seed % 2 == 0 {
+                Loss::Nothing
+            } else {
+                Loss::Power { seed }
+            }
+        };
         for again in 1.. {
             let disk = disk.after_crash(loss(at));
             disk.fail(Failure::Kill(again));
@@ -164,7 +181,10 @@ fn a_full_disk_changes_nothing_and_the_same_store_goes_on_when_there_is_room() {
         disk.fail(Failure::Full(at));
         for pair in states.windows(2) {
             if let Err(error) = sequence::save(&mut store, &pair[0], &pair[1]) {
-                assert!(matches!(error, StoreError::Full { .. }), "{error} (operation {at})");
+                assert!(
+                    matches!(error, StoreError::Full { .. }),
+                    "{error} (operation {at})"
+                );
                 assert_eq!(store.load().unwrap(), pair[0], "(operation {at})");
                 disk.fail(Failure::Never);
                 sequence::save(&mut store, &pair[0], &pair[1]).unwrap();
@@ -198,7 +218,10 @@ fn after_any_failure_of_the_disk_the_same_save_succeeds() {
             }
             assert_eq!(store.load().unwrap(), pair[1], "(operation {at})");
             promised.note(&store);
-            assert!(!found(&disk, &promised.destroyed(&pair[1])), "(operation {at})");
+            assert!(
+                !found(&disk, &promised.destroyed(&pair[1])),
+                "(operation {at})"
+            );
         }
     }
     println!("{failed} failures in {last} operations");
@@ -213,7 +236,11 @@ fn the_search_for_destroyed_slots_finds_what_is_there() {
     let disk = Simulated::new();
     let mut promised = Promised::default();
     run(&disk, &key, &mut promised).unwrap();
-    let all: Vec<&[u8]> = promised.slots.iter().map(|(_, _, slot)| slot.as_slice()).collect();
+    let all: Vec<&[u8]> = promised
+        .slots
+        .iter()
+        .map(|(_, _, slot)| slot.as_slice())
+        .collect();
     let states = saved_states();
     let gone = promised.destroyed(states.last().unwrap());
     assert!(gone.len() > 10 && gone.len() < all.len());

@@ -26,7 +26,9 @@ pub(super) fn saved_states() -> Vec<Vec<Stored>> {
             peers.iter_mut().for_each(|peer| peer.drop_below(round - 1));
             push(&peers);
         } else {
-            peers.iter_mut().for_each(|peer| peer.stages.push("selected"));
+            peers
+                .iter_mut()
+                .for_each(|peer| peer.stages.push("selected"));
             push(&peers);
         }
     }
@@ -85,6 +87,10 @@ pub(super) fn entry_of(stored: &Stored) -> Entry<'_> {
     Entry {
         peer: &stored.peer,
         meta: &stored.meta,
-        secrets: stored.secrets.iter().map(|(name, secret)| (*name, secret)).collect(),
+        secrets: stored
+            .secrets
+            .iter()
+            .map(|(name, secret)| (*name, secret))
+            .collect(),
     }
 }

@@ -118,7 +118,11 @@ impl Simulated {
 
     /// Every octet on the disk, file by file, those without a name included.
     pub(super) fn contents(&self) -> Vec<Vec<u8>> {
-        self.state().files.iter().map(|file| file.seen.clone()).collect()
+        self.state()
+            .files
+            .iter()
+            .map(|file| file.seen.clone())
+            .collect()
     }
 
     /// The disk that the next boot finds.
@@ -128,7 +132,10 @@ impl Simulated {
             Loss::Nothing => None,
             Loss::Power { seed } => Some(Random(seed)),
         };
-        let files = state.files.iter().map(|file| file.after_crash(random.as_mut()));
+        let files = state
+            .files
+            .iter()
+            .map(|file| file.after_crash(random.as_mut()));
         let files: Vec<File> = files.collect();
         let names = match &mut random {
             None => state.seen.clone(),
@@ -137,7 +144,9 @@ impl Simulated {
                 // A journal keeps the order of what it keeps.
                 let kept = random.below(state.pending.len() as u64 + 1);
                 let kept = usize::try_from(kept).unwrap();
-                state.pending[..kept].iter().for_each(|change| change.apply(&mut names));
+                state.pending[..kept]
+                    .iter()
+                    .for_each(|change| change.apply(&mut names));
                 names
             }
         };
@@ -145,8 +154,16 @@ impl Simulated {
             files,
             seen: names.clone(),
             // What a process left to the kernel may still be lost.
-            synced: if random.is_some() { names } else { state.synced.clone() },
-            pending: if random.is_some() { Vec::new() } else { state.pending.clone() },
+            synced: if random.is_some() {
+                names
+            } else {
+                state.synced.clone()
+            },
+            pending: if random.is_some() {
+                Vec::new()
+            } else {
+                state.pending.clone()
+            },
             failure: Failure::Never,
             operations: 0,
             killed: false,
@@ -169,9 +186,7 @@ impl State {
             Failure::Full(at) if needs_room && at <= self.operations => {
                 Err(io::ErrorKind::StorageFull.into())
             }
-            Failure::Error(at) if at == self.operations => {
-                Err(io::Error::other("the disk failed"))
-            }
+            Failure::Error(at) if at == self.operations => Err(io::Error::other("the disk failed")),
             _ => Ok(Done::All),
         }
     }
@@ -228,9 +243,21 @@ impl Naming {
     }
 }
 
+/// `Vec::resize`, which takes its time when it is not optimised.
+fn resize(octets: &mut Vec<u8>, len: usize) {
+    octets.truncate(len);
+    if octets.len() < len {
+        let mut longer = vec![0; len];
+        longer[..octets.len()].copy_from_slice(octets);
+        *octets = longer;
+    }
+}
+
 /// Whether there are only zeros.
 pub(super) fn is_empty(octets: &[u8]) -> bool {
-    octets.chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()])
+    octets
+        .chunks(ZEROS.len())
+        .all(|chunk| *chunk == ZEROS[..chunk.len()])
 }
 
 impl File {
@@ -264,12 +291,10 @@ impl File {
 impl Change {
     fn apply(&self, octets: &mut Vec<u8>) {
         match self {
-            Self::Resize(len) => octets.resize(*len, 0),
+            Self::Resize(len) => resize(octets, *len),
             Self::Write(offset, data) => {
                 let end = offset + data.len();
-                if octets.len() < end {
-                    octets.resize(end, 0);
-                }
+                resize(octets, octets.len().max(end));
                 octets[*offset..end].copy_from_slice(data);
             }
         }
@@ -356,7 +381,9 @@ impl Disk for Simulated {
     }
 
     fn rename(&self, name: &str, other: &str) -> Result<(), StoreError> {
-        let moved = self.state().rename(Naming::Move(name.to_owned(), other.to_owned()));
+        let moved = self
+            .state()
+            .rename(Naming::Move(name.to_owned(), other.to_owned()));
         moved.map_err(failed(name))
     }
 
@@ -417,7 +444,10 @@ impl StorageBackend for Open {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.change(Change::Write(usize::try_from(offset).unwrap(), data.to_vec()))
+        self.change(Change::Write(
+            usize::try_from(offset).unwrap(),
+            data.to_vec(),
+        ))
     }
 
     fn sync_data(&self) -> io::Result<()> {

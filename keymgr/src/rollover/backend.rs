@@ -127,10 +127,17 @@ impl Rollover {
         None
     }
 
-    /// Whether the backend should have it.
+    /// Whether the backend should have it. Before the first selection that is one key only: what
+    /// is installed first begins new sessions, and it must not go back to a lower one.
     pub(super) fn is_wanted(&self, g: &Generation) -> bool {
-        let given_up = g.forced || g.stage == Stage::Revoked;
-        g.stage != Stage::Deleted && (!given_up || Some(g.number) == self.record.active)
+        let alive = |g: &Generation| {
+            let given_up = g.forced || g.stage == Stage::Revoked;
+            g.stage != Stage::Deleted && (!given_up || Some(g.number) == self.record.active)
+        };
+        let lowest = || self.record.generations.iter().find(|g| alive(g));
+        alive(g)
+            && (self.record.active.is_some()
+                || lowest().is_some_and(|lowest| lowest.number == g.number))
     }
 
     /// The backend has done what it was given. Anything else it says is ignored.
@@ -162,6 +169,7 @@ impl Rollover {
             }
             Work::Select(number) => {
                 self.selected = Some(number);
+                self.baseline.clear();
                 self.watch.looks = 0;
                 if g.stage >= Stage::Selected {
                     return;

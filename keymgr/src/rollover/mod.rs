@@ -70,6 +70,9 @@ pub struct Rollover {
     decided_at: Duration,
     cause: Cause,
     proof: Option<Proof>,
+    /// Segments that each session had verified with the active key when it was first seen after
+    /// the selection.
+    baseline: BTreeMap<String, u64>,
     /// Sessions that do not use the active key yet.
     waiting_for: Vec<String>,
     /// When the schedule selects the next generation.
@@ -108,6 +111,7 @@ impl Rollover {
             decided_at: now.steady,
             cause: Cause::Needed,
             proof: None,
+            baseline: BTreeMap::new(),
             waiting_for: Vec::new(),
             alarms: Vec::new(),
             wake: Some(now.steady),

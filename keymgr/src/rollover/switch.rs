@@ -1,5 +1,6 @@
 //! From one key to the next: when to select, what proves it, when the former one may go.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::event::SessionKeys;
@@ -65,8 +66,10 @@ impl Rollover {
                 .filter(move |g| g.number > active && g.stage != Stage::Deleted && !g.mismatch)
         };
         let selected_there = |g: &&Generation| {
+            // Before the first selection, sessions may use any key that is installed.
             g.there.is_some_and(Stage::in_use)
-                || (g.there != Some(Stage::Deleted)
+                || (active > 0
+                    && g.there != Some(Stage::Deleted)
                     && sessions
                         .iter()
                         .any(|session| session.send_id_current == g.id))
@@ -131,9 +134,10 @@ impl Rollover {
         }
         let (number, id, there) = (active.number, active.id, active.there);
         let generation = active.label();
+        let baseline = &mut self.baseline;
         let lagging: Vec<_> = sessions
             .iter()
-            .filter(|session| !uses(session, id))
+            .filter(|session| !uses(session, id, baseline))
             .map(|session| session.name.clone())
             .collect();
         let established = sessions
@@ -334,10 +338,22 @@ impl Rollover {
 
 /// Whether a session uses the key in both directions. One that is opening has yet to show
 /// segments.
-fn uses(session: &SessionKeys, id: u8) -> bool {
-    let heard = session
-        .verified
-        .iter()
-        .any(|&(key, count)| key == id && count > 0);
-    session.send_id_current == id && session.recv_id_rnext == id && (heard || !session.established)
+///
+/// Only segments count that were verified after the session was first seen with the key selected
+/// here: a SYN may have come with the key before, and been answered with the former one's
+/// RNextKeyID, which took the peer's current_key back.
+fn uses(session: &SessionKeys, id: u8, baseline: &mut BTreeMap<String, u64>) -> bool {
+    let verified = session.verified.iter();
+    let count = verified
+        .filter(|&&(key, _)| key == id)
+        .map(|&(_, count)| count)
+        .sum();
+    let before = match baseline.get_mut(&session.name) {
+        Some(before) => before,
+        None => baseline.entry(session.name.clone()).or_insert(count),
+    };
+    *before = count.min(*before);
+    session.send_id_current == id
+        && session.recv_id_rnext == id
+        && (count > *before || !session.established)
 }

@@ -1,0 +1,7 @@
+//! The two ends of a rollover over a channel and a network that lose, repeat, delay and reorder,
+//! in processes that crash at any step.
+
+mod explore;
+mod scenarios;
+mod wire;
+mod world;

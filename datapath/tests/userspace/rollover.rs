@@ -2,11 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ao_engine::crypto::{Algorithm, MasterKey};
 use ao_engine::policy::{Mkt, Prefix};
+use ao_sys::tcp_ao::{self, NewKey, Scope};
 use datapath::report::{KeyUse, Session, SessionState};
 use datapath::settings::{PeerSpec, Settings, Strip};
 use datapath::{Datapath, KeyError, Removal};
@@ -278,4 +280,67 @@ fn keys_of_a_thousand_peers_change_at_once() {
         assert!(took < Duration::from_secs(2), "{took:?}");
         datapath.stop().unwrap();
     });
+}
+
+/// A far end that has TCP-AO in the kernel speaks when it is asked, as by a keep-alive.
+#[test]
+#[ignore = "needs the lab's kernel"]
+fn a_quiet_session_with_a_kernel_goes_to_another_key() {
+    let (mut one, two) = ends(Algorithm::Aes128Cmac96, Strip::Auto, false);
+    let mut settings = one.settings();
+    settings.peers[0].keys = vec![key(5)];
+    one.start_with(settings);
+    let listener = listen(&two);
+    for id in [6, 5] {
+        let mkt = key(id);
+        let scope = Scope {
+            address: Ipv4Addr::new(10, 0, 0, 1).into(),
+            prefix: 32,
+            vrf: None,
+        };
+        let new = NewKey {
+            scope,
+            send_id: id,
+            recv_id: id,
+            algorithm: "cmac(aes128)",
+            mac_length: 12,
+            exclude_options: false,
+            secret: mkt.master_key.expose(),
+            set_current: false,
+            set_rnext: false,
+        };
+        tcp_ao::add_key(listener.as_fd(), &new).unwrap();
+    }
+    let mut here = connect(&one);
+    let (mut there, _) = listener.accept().unwrap();
+    say(&mut here, &mut there);
+    say(&mut there, &mut here);
+
+    install(&mut one, 6).unwrap();
+    select(&mut one, 6).unwrap();
+    let nudged_until = |one: &mut End, what: &str, holds: &dyn Fn(&Session) -> bool| {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds(&one_session(one)) {
+            assert!(Instant::now() < deadline, "{what}: {:?}", observe(one));
+            one.ask(|it| it.nudge(&[name()]));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    nudged_until(&mut one, "the kernel signs with the new key", &|session| {
+        used(session, 6).good > 0
+    });
+    let info = tcp_ao::info(there.as_fd()).unwrap().unwrap();
+    assert_eq!((info.current_key, info.rnext_key), (Some(6), Some(5)));
+    tcp_ao::select(there.as_fd(), None, Some(6)).unwrap();
+    nudged_until(
+        &mut one,
+        "the kernel has asked for the new key",
+        &|session| session.current_key == 6,
+    );
+    let info = tcp_ao::info(there.as_fd()).unwrap().unwrap();
+    assert_eq!((info.bad, info.key_not_found), (0, 0));
+    delete(&mut one, 5, Removal::Unused).unwrap();
+    say(&mut here, &mut there);
+    say(&mut there, &mut here);
+    one.stop();
 }

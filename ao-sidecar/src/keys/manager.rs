@@ -544,3 +544,6 @@ fn random(octets: &mut [u8]) {
         std::process::abort();
     }
 }
+
+#[cfg(test)]
+mod tests;

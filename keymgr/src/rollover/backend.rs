@@ -127,11 +127,14 @@ impl Rollover {
         None
     }
 
-    /// Whether the backend should have it. Before the first selection that is one key only: what
+    /// Whether the backend should have it. What is revoked here only, the peer may have selected.
+    ///
+    /// Before the first selection that is one key only: what
     /// is installed first begins new sessions, and it must not go back to a lower one.
     pub(super) fn is_wanted(&self, g: &Generation) -> bool {
         let alive = |g: &Generation| {
-            let given_up = g.forced || g.stage == Stage::Revoked;
+            let gone_there = matches!(g.there, Some(Stage::Revoked | Stage::Deleted));
+            let given_up = g.forced || (g.stage == Stage::Revoked && gone_there);
             g.stage != Stage::Deleted && (!given_up || Some(g.number) == self.record.active)
         };
         let lowest = || self.record.generations.iter().find(|g| alive(g));

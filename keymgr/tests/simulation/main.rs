@@ -2,6 +2,7 @@
 //! in processes that crash at any step.
 
 mod explore;
+mod regressions;
 mod scenarios;
 mod wire;
 mod world;

@@ -1,11 +1,14 @@
 //! Two ends, their stores and backends, the segments between them, and a channel that fails.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write;
+use std::hash::{DefaultHasher, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use keymgr::rollover::message::{Instance, Message, Stage};
 use keymgr::rollover::{
-    Action, Event, GenerationStatus, Now, Parameters, Record, Rollover, SessionKeys,
+    Action, Event, GenerationStatus, Now, Parameters, Record, Rollover, SessionKeys, Step,
 };
 
 use crate::wire::{Backend, Key, Session};
@@ -14,6 +17,33 @@ use crate::wire::{Backend, Key, Session};
 pub(crate) const SEGMENT_LIFE: Duration = Duration::from_secs(30);
 const MOST_CALLS: usize = 4;
 const MOST_SESSIONS: usize = 3;
+
+struct Hashing(DefaultHasher);
+
+impl Write for Hashing {
+    fn write_str(&mut self, shown: &str) -> std::fmt::Result {
+        self.0.write(shown.as_bytes());
+        Ok(())
+    }
+}
+
+/// How often each kind of step was taken, by all worlds: shows how deep schedules get.
+pub(crate) static TALLY: [AtomicU64; 9] = [const { AtomicU64::new(0) }; 9];
+
+fn tally(step: &Step) {
+    let kind = match step {
+        Step::Agreed { .. } => 0,
+        Step::Selected { .. } => 1,
+        Step::Proven { sessions: 0, .. } => 2,
+        Step::Proven { .. } => 3,
+        Step::Deleted { forced: false, .. } => 4,
+        Step::Deleted { forced: true, .. } => 5,
+        Step::Dropped { .. } => 6,
+        Step::DropOvertaken { .. } => 7,
+        _ => 8,
+    };
+    TALLY[kind].fetch_add(1, Ordering::Relaxed);
+}
 
 /// SplitMix64: short, and the same everywhere.
 #[derive(Clone, Debug)]
@@ -272,13 +302,13 @@ impl World {
             Choice::Close(session) => self.sessions[session] = None,
             Choice::Crash(end) => self.crash(end),
             Choice::CrashUnsaved(end) => self.ends[end].dies_unsaved = true,
+            Choice::Operate(end, Operator::Force) => self.force(end),
             Choice::Operate(end, operator) => self.event(
                 end,
                 match operator {
                     Operator::Start => Event::Start { compromised: false },
                     Operator::Compromise => Event::Start { compromised: true },
-                    Operator::Abort => Event::Abort,
-                    Operator::Force => Event::Force,
+                    Operator::Abort | Operator::Force => Event::Abort,
                 },
                 None,
             ),
@@ -332,6 +362,7 @@ impl World {
         for action in actions {
             match action {
                 Action::Tell(step) => {
+                    tally(&step);
                     if let Some(history) = &mut self.history {
                         history.push(format!("{:?}: end {index}: {step}", self.now));
                     }
@@ -383,7 +414,7 @@ impl World {
         self.crash(index);
     }
 
-    fn act(&mut self, index: usize, fails: bool) {
+    pub(crate) fn act(&mut self, index: usize, fails: bool) {
         let Some((action, call)) = self.ends[index].queue.pop_front() else {
             return;
         };
@@ -511,16 +542,22 @@ impl World {
                 reason: "a session uses it".into(),
             };
         }
-        if forced {
-            let first = self.ends[index].backend.first().map_or(0, |key| key.number);
-            self.forced[index] = Some(self.forced[index].unwrap_or(0).max(first));
-        } else {
+        if !forced {
             self.check_deletion(index, number);
         }
         self.ends[index]
             .backend
             .delete(number, index, &mut self.sessions);
         Event::Deleted { number }
+    }
+
+    /// From here on, a restart may take the superseded keys away, too.
+    fn force(&mut self, end: usize) {
+        let before = self.ends[end].core.record().clone();
+        self.event(end, Event::Force, None);
+        if &before != self.ends[end].core.record() {
+            self.forced[end] = self.forced[end].max(self.status(end).active);
+        }
     }
 
     /// Nothing that was ever in use goes before its successor is in use in both directions.
@@ -671,6 +708,18 @@ impl World {
             })
     }
 
+    /// Stands for the joint state. Secrets do not show in it, so neither does where they come from.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let mut hasher = Hashing(DefaultHasher::new());
+        let shown = write!(
+            hasher,
+            "{:?} {:?} {:?} {:?}",
+            self.now, self.ends, self.sessions, self.calls
+        );
+        shown.unwrap();
+        hasher.0.finish()
+    }
+
     /// Whether both ends have a key in use and the next one ready.
     pub(crate) fn has_runway(&self) -> bool {
         (0..2).all(|end| {
@@ -752,7 +801,7 @@ impl World {
         }
     }
 
-    fn next_orderly(&self) -> Option<Choice> {
+    pub(crate) fn next_orderly(&self) -> Option<Choice> {
         self.choices(false).into_iter().find(|choice| {
             matches!(
                 choice,

@@ -1,0 +1,101 @@
+//! Counter-examples that the exploration found, as short as they could be made.
+
+use keymgr::rollover::Event;
+use keymgr::rollover::SessionKeys;
+use std::time::Duration;
+
+use crate::world::{Choice, Operator, World, quick};
+
+fn session(name: &str, current: u8, rnext: u8, verified: &[(u8, u64)]) -> SessionKeys {
+    SessionKeys {
+        name: name.into(),
+        send_id_current: current,
+        recv_id_rnext: rnext,
+        verified: verified.to_vec(),
+        established: true,
+    }
+}
+
+/// Before the first selection an end's own session uses whatever key was installed first; that
+/// was taken for the peer's selection, and a key selected that the peer did not have.
+#[test]
+fn a_session_before_the_first_selection_is_not_the_peers_word() {
+    let mut world = World::new(1, [quick(), quick()]);
+    let unselected = |world: &World| {
+        (0..2).find(|&end| !world.keys(end).is_empty() && world.status(end).active.is_none())
+    };
+    let end = loop {
+        let choice = world.next_orderly().unwrap();
+        world.apply(choice);
+        if let Some(end) = unselected(&world) {
+            break end;
+        }
+    };
+    let id = world.ends[end].backend.first().unwrap().mkt.send_id;
+    let sessions = vec![session("own", id, id, &[])];
+    world.tell(end, Event::Observed { sessions });
+    assert_eq!(world.status(end).active, None);
+}
+
+/// A SYN came with the new key, and its answer, with the former RNextKeyID, took the opener's
+/// current_key back: that one segment was taken for proof, and the key in use deleted.
+#[test]
+fn segments_verified_before_the_selection_prove_nothing() {
+    let mut world = World::new(2, [quick(), quick()]);
+    let until = world.now + Duration::from_secs(60);
+    assert!(world.run(until, World::has_converged));
+    world.operate(0, Operator::Start);
+    world.act(0, false);
+    let status = world.status(0);
+    let id = |number| {
+        status
+            .generations
+            .iter()
+            .find(|g| g.number == number)
+            .unwrap()
+            .id
+    };
+    let active = status.active.unwrap();
+    let new = id(active);
+    for _ in 0..2 {
+        let sessions = vec![session("opened in mid-change", new, new, &[(new, 1)])];
+        world.tell(0, Event::Observed { sessions });
+        assert!(!world.status(0).proven);
+    }
+    let sessions = vec![session("opened in mid-change", new, new, &[(new, 2)])];
+    world.tell(0, Event::Observed { sessions });
+    assert!(world.status(0).proven);
+}
+
+/// Keys were installed in any order before the first selection, so that a restart put another
+/// one first, and RNextKeyID went back to a lower generation.
+#[test]
+fn before_the_first_selection_the_backend_has_one_key() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, [quick(), quick()]);
+        let until = world.now + Duration::from_secs(60);
+        assert!(world.run(until, |world| {
+            (0..2).all(|end| {
+                world.status(end).active.is_some() || world.ends[end].core.mkts().len() < 2
+            }) && world.has_converged()
+        }));
+    }
+}
+
+/// A restart after an abort kept a key from the backend that the peer had selected meanwhile.
+#[test]
+fn a_restart_keeps_what_is_revoked_here_only() {
+    let mut world = World::new(3, [quick(), quick()]);
+    let until = world.now + Duration::from_secs(60);
+    assert!(world.run(until, World::has_converged));
+    let next = world.status(0).active.unwrap() + 1;
+    world.channel = false;
+    world.operate(0, Operator::Start);
+    world.act(0, false);
+    assert_eq!(world.ends[0].backend.selected, Some(next));
+    for choice in [Choice::Operate(1, Operator::Abort), Choice::Crash(1)] {
+        world.apply(choice);
+        world.check();
+    }
+    assert!(world.keys(1).contains(&next));
+}

@@ -120,7 +120,11 @@ impl Reader<'_> {
     ) -> Option<Draft> {
         let name = section.parsed("name", checked_name);
         let address = section.parsed("address", parse_address);
-        let keys = self.keys(section, rollover);
+        let keys = self.keys(
+            section,
+            rollover,
+            address.as_ref().map(|(remote, _)| remote),
+        );
         let ports = ports(section);
         let vrf = section.parsed("vrf", interface_name);
         let ttl_min = section.integer("ttl_min", 0..=u8::MAX).unwrap_or(0);
@@ -162,9 +166,10 @@ impl Reader<'_> {
         &self,
         section: &Section<'_, '_>,
         agreed: Option<&Section<'_, '_>>,
+        remote: Option<&Prefix>,
     ) -> Option<KeySource> {
         let chain = section.parsed("key_chain", |name| find_chain(name, self.chains));
-        let agreed_as = agreed.and_then(|agreed| rollover(agreed, self.folder));
+        let agreed_as = agreed.and_then(|agreed| rollover(agreed, self.folder, remote));
         match (section.has("key_chain"), agreed) {
             (true, None) => chain?.keys.clone().map(KeySource::Static),
             (false, Some(_)) => agreed_as.map(KeySource::Rollover),
@@ -210,7 +215,9 @@ impl Reader<'_> {
         if let (Some(section), Some(KeySource::Rollover(agreed))) = (rollover, &draft.keys)
             && let Some(other) = find(&|other| {
                 let other = other.keys.as_ref().and_then(KeySource::rollover);
-                other.is_some_and(|other| other.trust.confusable(&agreed.trust))
+                other.is_some_and(|other| {
+                    other.label == agreed.label && other.trust.confusable(&agreed.trust)
+                })
             })
         {
             let key = if section.has("fingerprint") {
@@ -219,8 +226,9 @@ impl Reader<'_> {
                 "name"
             };
             let text = format!(
-                "peer {name:?} is known by the same {key} as peer {:?} in line {}, so their calls \
-                 could not be told apart; write a `key_chain` for one of them",
+                "peer {name:?} has the same {key} and label as peer {:?} in line {}, so their calls \
+                 could not be told apart; write label = \"…\" for one of them, the same at the far \
+                 end",
                 other.spec.name,
                 line(other)
             );

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ao_engine::crypto::Algorithm;
+use ao_engine::policy::Prefix;
 use grpc_api::peer::Endpoint;
 use keymgr::identity::Fingerprint;
 
+use super::key_chain::checked_name;
 use super::lifetime::duration;
 use super::peer::{interface_name, is_link_local};
 use super::section::{Schema, Section, suggest};
@@ -25,6 +27,7 @@ pub(super) const ROLLOVER: Schema = Schema {
         "overlap",
         "runway",
         "highest_id",
+        "label",
     ],
 };
 const IDENTITY: Schema = Schema {
@@ -71,6 +74,8 @@ pub struct RolloverConfig {
     pub runway: u8,
     /// Highest KeyID that keys may get, 15 to 255.
     pub highest_id: u8,
+    /// Tells several peerings with one sidecar apart, at both ends; 1 to 64 octets.
+    pub label: String,
 }
 
 /// How a far end is known.
@@ -116,8 +121,12 @@ impl TrustConfig {
     }
 }
 
-/// Reads `[peer.rollover]`. Files are relative to `folder`.
-pub(super) fn rollover(section: &Section<'_, '_>, folder: &Path) -> Option<RolloverConfig> {
+/// Reads `[peer.rollover]` of the peer at `remote`. Files are relative to `folder`.
+pub(super) fn rollover(
+    section: &Section<'_, '_>,
+    folder: &Path,
+    remote: Option<&Prefix>,
+) -> Option<RolloverConfig> {
     let endpoint = section.parsed("endpoint", parse_endpoint);
     let trust = trust(section, folder);
     let algorithms = algorithms(section);
@@ -134,7 +143,18 @@ pub(super) fn rollover(section: &Section<'_, '_>, folder: &Path) -> Option<Rollo
         overlap,
         runway,
         highest_id,
+        label: label(section, remote),
     })
+}
+
+/// Two sessions between two routers are most often one over IPv4 and one over IPv6.
+fn label(section: &Section<'_, '_>, remote: Option<&Prefix>) -> String {
+    let by_family = match remote.is_some_and(|remote| remote.address().is_ipv4()) {
+        true => "ipv4",
+        false => "ipv6",
+    };
+    let given = section.parsed("label", checked_name);
+    given.unwrap_or_else(|| by_family.to_owned())
 }
 
 fn times(section: &Section<'_, '_>) -> (Duration, Duration) {

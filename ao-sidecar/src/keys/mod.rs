@@ -298,13 +298,16 @@ impl Peers {
             peers,
             store,
             Arc::clone(datapath),
-            peering,
+            Arc::clone(&peering),
             events.clone(),
             Clock,
             look_every,
         );
         let (stop, mut stopped) = watch::channel(false);
-        let door = Arc::new(Door(handle.clone()));
+        let door = Arc::new(Door {
+            handle: handle.clone(),
+            peering,
+        });
         let thread = thread::Builder::new()
             .name("ao-peering".to_owned())
             .spawn(move || {

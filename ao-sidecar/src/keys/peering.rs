@@ -57,7 +57,13 @@ pub(super) struct Peering {
     pub(super) identity: PeerIdentity,
     pub(super) partners: Arc<Partners>,
     pub(super) report: IdentityReport,
-    far_ends: HashMap<Arc<str>, (Endpoint, Trust)>,
+    far_ends: HashMap<Arc<str>, FarEnd>,
+}
+
+struct FarEnd {
+    endpoint: Endpoint,
+    trust: Trust,
+    label: String,
 }
 
 impl Peering {
@@ -87,7 +93,12 @@ impl Peering {
                     .flatten()
                     .collect(),
             });
-            far_ends.insert(Arc::clone(name), (endpoint.clone(), trust));
+            let far_end = FarEnd {
+                endpoint: endpoint.clone(),
+                trust,
+                label: rollover.label.clone(),
+            };
+            far_ends.insert(Arc::clone(name), far_end);
         }
         Ok(Self {
             report: report(&identity, &certificate, &config.listen),
@@ -145,27 +156,52 @@ fn certificates(file: &Path) -> io::Result<Vec<Vec<u8>>> {
 impl Caller for Peering {
     fn call(self: Arc<Self>, peer: Arc<str>, message: Message) -> Call {
         Box::pin(async move {
-            let Some((endpoint, trust)) = self.far_ends.get(&peer) else {
+            let Some(FarEnd {
+                endpoint,
+                trust,
+                label,
+            }) = self.far_ends.get(&peer)
+            else {
                 return Err("the peer has no endpoint".to_owned());
             };
-            let answer = exchange(endpoint, &self.identity, trust, &message, CALL_TIMEOUT);
+            let identity = &self.identity;
+            let answer = exchange(endpoint, identity, trust, label, &message, CALL_TIMEOUT);
             answer.await.map_err(|error| error.to_string())
         })
     }
 }
 
 /// Takes calls in.
-pub(super) struct Door(pub(super) Handle);
+pub(super) struct Door {
+    pub(super) handle: Handle,
+    pub(super) peering: Arc<Peering>,
+}
+
+impl Door {
+    /// The peer that a call is about: its certificate may be that of several.
+    fn peer(&self, caller: &PeerCaller) -> Result<Arc<str>, Refused> {
+        let is_meant = |peer: &&Arc<str>| {
+            let far_end = self.peering.far_ends.get(&***peer);
+            far_end.is_some_and(|far_end| far_end.label == caller.label)
+        };
+        let mut meant = caller.partners.iter().filter(is_meant);
+        match (meant.next(), meant.next()) {
+            (Some(peer), None) => Ok(Arc::clone(peer)),
+            (None, _) => Err(Refused::Denied(format!(
+                "no peering with you has the label {:?}: compare `label` of [peer.rollover]",
+                caller.label
+            ))),
+            (Some(_), Some(_)) => Err(Refused::Denied(
+                "your certificate is that of several peers".to_owned(),
+            )),
+        }
+    }
+}
 
 impl Handler for Door {
     async fn exchange(&self, caller: PeerCaller, message: Message) -> Result<Message, Refused> {
-        // Certificates are told apart by the configuration: there is exactly one peer.
-        let [peer] = &caller.partners[..] else {
-            return Err(Refused::Denied(
-                "the certificate is of several peers".to_owned(),
-            ));
-        };
-        let answer = self.0.exchange(Arc::clone(peer), message).await;
+        let peer = self.peer(&caller)?;
+        let answer = self.handle.exchange(peer, message).await;
         answer.map_err(Refused::Invalid)
     }
 }

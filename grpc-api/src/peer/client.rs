@@ -110,8 +110,8 @@ pub enum CallError {
     Malformed(String),
 }
 
-/// Tells `message` to the sidecar at `endpoint` and returns what it tells, on a connection of its
-/// own.
+/// Tells `message`, about the peering called `label`, to the sidecar at `endpoint` and returns what
+/// it tells, on a connection of its own.
 ///
 /// # Errors
 /// When the peer cannot be reached within `timeout`, either end does not trust the other, or
@@ -120,6 +120,7 @@ pub async fn exchange(
     endpoint: &Endpoint,
     identity: &PeerIdentity,
     trust: &Trust,
+    label: &str,
     message: &Message,
     timeout: Duration,
 ) -> Result<Message, CallError> {
@@ -127,6 +128,7 @@ pub async fn exchange(
         endpoint,
         identity,
         trust,
+        label,
         timeout,
         versions: VERSIONS,
     };
@@ -144,6 +146,7 @@ struct Call<'a> {
     endpoint: &'a Endpoint,
     identity: &'a PeerIdentity,
     trust: &'a Trust,
+    label: &'a str,
     timeout: Duration,
     versions: RangeInclusive<u32>,
 }
@@ -212,7 +215,12 @@ impl Call<'_> {
         let mut version = *self.versions.end();
         loop {
             let view = Some(wire::to_wire(message));
-            let request = v1::ExchangeRequest { version, view };
+            let label = self.label.to_owned();
+            let request = v1::ExchangeRequest {
+                version,
+                view,
+                label,
+            };
             let status = match client.exchange(request).await {
                 Ok(response) => return answer(&response.into_inner(), version),
                 Err(status) => status,
@@ -438,6 +446,7 @@ mod tests {
             endpoint: &endpoint,
             identity: &identity,
             trust: &trust,
+            label: "ipv4",
             timeout: Duration::from_secs(10),
             versions,
         };

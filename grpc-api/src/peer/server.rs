@@ -46,6 +46,8 @@ const MAX_STREAMS: u32 = 4;
 const WINDOW: u32 = 64 << 10;
 /// Octets of all headers of a call.
 const MAX_HEADERS: u32 = 8 << 10;
+/// Octets of a label.
+const MAX_LABEL: usize = 64;
 
 /// Who calls, by its certificate.
 #[derive(Clone, Debug)]
@@ -53,6 +55,8 @@ pub struct Caller {
     /// Names of the [`Partner`](super::Partner)s whose certificate it is. More than one when
     /// several have the same.
     pub partners: Vec<Arc<str>>,
+    /// Which of several peerings with the caller it is about.
+    pub label: String,
     /// Of the certificate.
     pub fingerprint: Fingerprint,
     /// Where the call comes from. Proves nothing.
@@ -313,6 +317,7 @@ impl<H: Handler> Shared<H> {
         let address = from;
         Ok(Caller {
             partners,
+            label: String::new(),
             fingerprint,
             address,
         })
@@ -404,11 +409,15 @@ impl<H: Handler> Calls<H> {
                 Status::invalid_argument(malformed.to_string()),
             )
         })?;
-        let answer = self
-            .shared
-            .handler
-            .exchange(self.caller.clone(), message)
-            .await;
+        if request.label.is_empty() || request.label.len() > MAX_LABEL {
+            let reason = format!("the label has not 1 to {MAX_LABEL} octets");
+            return Err((Kind::Malformed, Status::invalid_argument(reason)));
+        }
+        let caller = Caller {
+            label: request.label.clone(),
+            ..self.caller.clone()
+        };
+        let answer = self.shared.handler.exchange(caller, message).await;
         answer.map_err(|refused| (Kind::Call, refused.into()))
     }
 }

@@ -539,6 +539,7 @@ mod tests {
     fn contributions_do_not_show() {
         let request = v1::ExchangeRequest {
             version: 1,
+            label: "ipv4".to_owned(),
             view: Some(good()),
         };
         let shown = format!("{request:?}");

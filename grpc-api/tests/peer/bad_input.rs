@@ -27,6 +27,7 @@ async fn an_unknown_version_is_answered_with_those_served() {
     for version in [0, 2, u32::MAX] {
         let request = v1::ExchangeRequest {
             version,
+            label: "ipv4".to_owned(),
             view: Some(view()),
         };
         let status = client.exchange(request).await.unwrap_err();
@@ -40,6 +41,7 @@ async fn an_unknown_version_is_answered_with_those_served() {
     assert_eq!(pair.handler.calls(), 0);
     let request = v1::ExchangeRequest {
         version: 1,
+        label: "ipv4".to_owned(),
         view: Some(view()),
     };
     assert_eq!(
@@ -62,7 +64,11 @@ async fn a_malformed_view_is_named_and_not_delivered() {
         (Some(short), "15 octets instead of 16"),
     ] {
         let status = client
-            .exchange(v1::ExchangeRequest { version: 1, view })
+            .exchange(v1::ExchangeRequest {
+                version: 1,
+                view,
+                label: "ipv4".to_owned(),
+            })
             .await
             .unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
@@ -82,6 +88,7 @@ async fn an_oversized_message_is_refused() {
     };
     let request = v1::ExchangeRequest {
         version: 1,
+        label: "ipv4".to_owned(),
         view: Some(sized(33 << 10)),
     };
     let status = client.exchange(request).await.unwrap_err();
@@ -89,6 +96,7 @@ async fn an_oversized_message_is_refused() {
     // One that fits is read, and refused for what it is.
     let request = v1::ExchangeRequest {
         version: 1,
+        label: "ipv4".to_owned(),
         view: Some(sized(31 << 10)),
     };
     let status = client.exchange(request).await.unwrap_err();
@@ -108,6 +116,7 @@ async fn too_many_calls_are_refused_until_later() {
     let mut client = pair.client().await;
     let request = || v1::ExchangeRequest {
         version: 1,
+        label: "ipv4".to_owned(),
         view: Some(view()),
     };
     for _ in 0..3 {

@@ -107,6 +107,7 @@ async fn served_as_stranger(end: &crate::support::End, at: SocketAddr) {
     };
     let request = grpc_api::v1::ExchangeRequest {
         version: 1,
+        label: "ipv4".to_owned(),
         view: Some(view),
     };
     client.exchange(request).await.unwrap();

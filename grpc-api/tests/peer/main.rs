@@ -21,7 +21,7 @@ use keymgr::rollover::message::Message;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use self::support::{PATIENCE, call, message, pair, partner, reply, self_signed, start};
+use self::support::{LABEL, PATIENCE, call, message, pair, partner, reply, self_signed, start};
 
 #[tokio::test]
 async fn a_message_arrives_with_its_callers_name_and_is_answered() {
@@ -192,7 +192,15 @@ async fn a_peer_that_says_nothing_is_given_up_in_time() {
     let own = self_signed("a", 2099);
     let begun = Instant::now();
     let timeout = Duration::from_millis(300);
-    let error = exchange(&endpoint, &own.identity, &own.pinned(), &message(), timeout).await;
+    let error = exchange(
+        &endpoint,
+        &own.identity,
+        &own.pinned(),
+        LABEL,
+        &message(),
+        timeout,
+    )
+    .await;
     let error = error.unwrap_err();
     assert!(matches!(error, CallError::Timeout { .. }), "{error}");
     assert!(begun.elapsed() < PATIENCE);

@@ -224,8 +224,11 @@ impl Pair {
 }
 
 pub(crate) async fn call(at: &Endpoint, own: &End, trust: &Trust) -> Result<Message, CallError> {
-    exchange(at, &own.identity, trust, &message(), PATIENCE).await
+    exchange(at, &own.identity, trust, LABEL, &message(), PATIENCE).await
 }
+
+/// Of the only peering there is.
+pub(crate) const LABEL: &str = "ipv4";
 
 pub(crate) fn message() -> Message {
     Message {

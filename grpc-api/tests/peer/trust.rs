@@ -120,6 +120,7 @@ async fn a_client_without_certificate_is_refused() {
     let mut client = grpc(tls).await;
     let request = v1::ExchangeRequest {
         version: 1,
+        label: "ipv4".to_owned(),
         view: None,
     };
     client.exchange(request).await.unwrap_err();
@@ -141,6 +142,7 @@ async fn the_pinned_certificate_is_nothing_without_its_key() {
     let mut client = grpc(tls).await;
     let request = v1::ExchangeRequest {
         version: 1,
+        label: "ipv4".to_owned(),
         view: None,
     };
     client.exchange(request).await.unwrap_err();

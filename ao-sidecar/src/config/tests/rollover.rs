@@ -45,6 +45,7 @@ fn the_least_automatic_peer_gets_the_documented_defaults() {
         overlap: Duration::from_secs(3600),
         runway: 2,
         highest_id: 255,
+        label: "ipv4".to_owned(),
     };
     let peer = &config.peers[0];
     assert_eq!(peer.keys.rollover(), Some(&expected));
@@ -246,15 +247,28 @@ fn far_ends_are_told_apart() {
             .replace("address = \"10.0.0.2\"", "address = \"10.0.0.3\"")
     };
     let two = format!("{}{}", agreed(""), other(agreed("")));
-    assert_snapshot!(refused(&two), @r#"/etc/ao.toml:14:15: peer "q" is known by the same fingerprint as peer "p" in line 1, so their calls could not be told apart; write a `key_chain` for one of them"#);
+    assert_snapshot!(refused(&two), @r#"/etc/ao.toml:14:15: peer "q" has the same fingerprint and label as peer "p" in line 1, so their calls could not be told apart; write label = "…" for one of them, the same at the far end"#);
     accepted(&two.replacen("sha256:00", "sha256:01", 1));
+    let labelled = two.replacen("[peer.rollover]", "[peer.rollover]\nlabel = \"east\"", 1);
+    assert_eq!(
+        accepted(&labelled).peers[0].keys.rollover().unwrap().label,
+        "east"
+    );
+    // The usual second session with a router needs none.
+    let v6 = two.replace("address = \"10.0.0.3\"", "address = \"2001:db8::2\"");
+    let labels: Vec<String> = accepted(&v6)
+        .peers
+        .iter()
+        .map(|peer| peer.keys.rollover().unwrap().label.clone())
+        .collect();
+    assert_eq!(labels, ["ipv4", "ipv6"]);
 
     let folder = tempfile::tempdir().unwrap();
     let ca = folder.path().join("ca.pem");
     fs::write(&ca, "read later").unwrap();
     let named = |name: &str| agreed(&format!("ca_file = {ca:?}\nname = \"{name}\""));
     let two = |name| format!("{}{}", named("a.example"), other(named(name)));
-    assert_snapshot!(refused(&two("A.example")), @r#"/etc/ao.toml:14:8: peer "q" is known by the same name as peer "p" in line 1, so their calls could not be told apart; write a `key_chain` for one of them"#);
+    assert_snapshot!(refused(&two("A.example")), @r#"/etc/ao.toml:14:8: peer "q" has the same name and label as peer "p" in line 1, so their calls could not be told apart; write label = "…" for one of them, the same at the far end"#);
     accepted(&two("b.example"));
 }
 

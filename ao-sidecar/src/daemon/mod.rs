@@ -93,7 +93,15 @@ pub fn run(options: &Options) -> Result<(), DaemonError> {
     let config = load(options)?;
     logging::init(config.log);
     info!(version = VERSION, config = %options.config.display(), "ao-sidecar starts");
+    log_warnings(options, &config);
     start(options, config).inspect_err(|failure| error!("{failure}"))
+}
+
+/// Tells what is doubtful about the configuration.
+fn log_warnings(options: &Options, config: &Config) {
+    for warning in &config.warnings {
+        warn!("{}:{warning}", options.config.display());
+    }
 }
 
 /// The configuration as the command line has it.
@@ -316,6 +324,7 @@ impl Sidecar {
             let changed = changed.ok_or(ReloadError::Stopping)?;
             changed.map_err(ReloadError::from)
         })?;
+        log_warnings(options, &fresh);
         *running = fresh;
         Ok(changed)
     }

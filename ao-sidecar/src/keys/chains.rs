@@ -350,6 +350,15 @@ impl Shared {
 
     /// A chain that is over and whose sessions are to end with it.
     fn close(&self, scheduled: &mut Scheduled) {
+        let removal = |key: &Arc<Mkt>| Removal {
+            peer: Arc::clone(&scheduled.peer.name),
+            send_id: key.send_id,
+            forced: true,
+        };
+        let all: Vec<Removal> = scheduled.held.iter().map(removal).collect();
+        // Keys first: no session comes up between. A session of the kernel holds on to its last
+        // one until it is closed, and so is none the less.
+        let _ = self.backend.delete(&all);
         let closed = self.backend.close(&scheduled.peer.name);
         if self.note(scheduled, closed, "closed", 0) {
             scheduled.held.clear();

@@ -132,11 +132,7 @@ impl Rollover {
     /// Before the first selection that is one key only: what
     /// is installed first begins new sessions, and it must not go back to a lower one.
     pub(super) fn is_wanted(&self, g: &Generation) -> bool {
-        let alive = |g: &Generation| {
-            let gone_there = matches!(g.there, Some(Stage::Revoked | Stage::Deleted));
-            let given_up = g.forced || (g.stage == Stage::Revoked && gone_there);
-            g.stage != Stage::Deleted && (!given_up || Some(g.number) == self.record.active)
-        };
+        let alive = |g: &Generation| g.stage != Stage::Deleted && !g.forced && !self.is_given_up(g);
         let lowest = || self.record.generations.iter().find(|g| alive(g));
         alive(g)
             && (self.record.active.is_some()

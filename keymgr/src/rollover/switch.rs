@@ -192,11 +192,7 @@ impl Rollover {
             return Removal::Yes;
         }
         match g.stage {
-            // Both ends have promised never to select it.
-            Stage::Revoked => match g.there {
-                Some(Stage::Revoked | Stage::Deleted) => Removal::Yes,
-                _ => Removal::No,
-            },
+            Stage::Revoked if self.is_given_up(g) => Removal::Yes,
             Stage::Retiring => {
                 let Some(proof) = self.proof else {
                     return Removal::No;
@@ -217,6 +213,14 @@ impl Rollover {
             }
             _ => Removal::No,
         }
+    }
+
+    /// Whether neither end has selected it or ever will: both have said so. Below the active one
+    /// that is not known for sure, so those go by the proof.
+    pub(super) fn is_given_up(&self, g: &Generation) -> bool {
+        g.stage == Stage::Revoked
+            && matches!(g.there, Some(Stage::Revoked | Stage::Deleted))
+            && Some(g.number) > self.record.active
     }
 
     fn overlap(&self, g: &Generation) -> Duration {

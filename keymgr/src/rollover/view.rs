@@ -220,9 +220,10 @@ impl Rollover {
         }
     }
 
-    /// Gives up what cannot become a common key.
+    /// Gives up what cannot become a common key. Lower ones than the active one may have been
+    /// selected, and go after its proof.
     pub(super) fn give_up_hopeless(&mut self, now: Now) {
-        let active = self.record.active;
+        let active = self.record.active.unwrap_or(0);
         let mut dropped = Vec::new();
         for g in &mut self.record.generations {
             let why = if g.mismatch {
@@ -234,7 +235,7 @@ impl Rollover {
             } else {
                 continue;
             };
-            if g.stage < Stage::Revoked && Some(g.number) != active {
+            if g.stage < Stage::Revoked && g.number > active {
                 g.advance(Stage::Revoked, now);
                 dropped.push((g.label(), why));
             }

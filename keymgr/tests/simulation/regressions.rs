@@ -99,3 +99,30 @@ fn a_restart_keeps_what_is_revoked_here_only() {
     }
     assert!(world.keys(1).contains(&next));
 }
+
+/// A selection was carried out, but the process ended before it had stored that; following the
+/// peer to a later key, it took the former one for never selected and deleted it unproven.
+#[test]
+fn what_was_to_be_selected_is_never_given_up() {
+    let mut world = World::new(4, [quick(), quick()]);
+    let until = world.now + Duration::from_secs(60);
+    assert!(world.run(until, World::has_converged));
+    world.open(1);
+    let second = world.status(0).active.unwrap() + 1;
+    world.channel = false;
+    for choice in [
+        Choice::Operate(0, Operator::Start),
+        Choice::CrashUnsaved(0),
+        Choice::Act(0),
+        Choice::Operate(1, Operator::Abort),
+    ] {
+        world.apply(choice);
+        world.check();
+    }
+    world.channel = true;
+    world.operate(1, Operator::Compromise);
+    // Every step checks that nothing goes unproven.
+    let until = world.now + Duration::from_secs(120);
+    assert!(world.run(until, World::has_converged), "{}", world.views());
+    assert!(world.status(0).active > Some(second));
+}

@@ -7,6 +7,9 @@ use std::time::Duration;
 use ao_engine::policy::Mkt;
 use keymgr::rollover::SessionKeys;
 
+/// Longest time that TCP tries to open a session for.
+const HANDSHAKE: Duration = Duration::from_secs(60);
+
 #[derive(Clone, Debug)]
 pub(crate) struct Key {
     pub(crate) number: u64,
@@ -46,6 +49,7 @@ pub(crate) struct Side {
 pub(crate) struct Session {
     pub(crate) sides: [Option<Side>; 2],
     pub(crate) wire: Vec<Segment>,
+    opened_at: Duration,
 }
 
 impl Backend {
@@ -193,10 +197,18 @@ impl Session {
         let mut session = Self {
             sides: [None, None],
             wire: Vec::new(),
+            opened_at: now,
         };
         session.sides[end] = Some(Side::new(first, first, true));
         session.send(end, now);
         Some(session)
+    }
+
+    /// TCP gives up a handshake that is not completed: one that began with a key that has been
+    /// deleted meanwhile cannot be.
+    pub(crate) fn has_timed_out(&self, now: Duration) -> bool {
+        let complete = |side: &Option<Side>| side.as_ref().is_some_and(|side| side.established);
+        now > self.opened_at + HANDSHAKE && !self.sides.iter().all(complete)
     }
 
     pub(crate) fn send(&mut self, from: usize, now: Duration) {

@@ -338,6 +338,14 @@ impl World {
                 .wire
                 .retain(|segment| segment.sent_at + SEGMENT_LIFE > to);
         }
+        for session in &mut self.sessions {
+            if session
+                .as_ref()
+                .is_some_and(|session| session.has_timed_out(to))
+            {
+                *session = None;
+            }
+        }
         if long {
             for call in 0..self.calls.len() {
                 self.time_out(call);

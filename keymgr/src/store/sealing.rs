@@ -319,3 +319,138 @@ fn own_cipher(key: &[u8; KEY_LEN]) -> ChaCha20Poly1305 {
 fn too_long() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "too long to be sealed")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn write(path: &Path, contents: &[u8], mode: u32) {
+        fs::write(path, contents).unwrap();
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn message(result: Result<SealingKey, SealingKeyError>) -> String {
+        let text = result.unwrap_err().to_string();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        text
+    }
+
+    #[test]
+    fn a_key_is_made_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = SealingKey::find(folder.path(), None, None).unwrap();
+        assert_eq!(made.path(), folder.path().join(KEY_FILE));
+        let found = SealingKey::find(folder.path(), None, None).unwrap();
+        assert_eq!(made.octets, found.octets);
+        let other = tempfile::tempdir().unwrap();
+        let other = SealingKey::find(other.path(), None, None).unwrap();
+        assert_ne!(made.octets, other.octets);
+    }
+
+    #[test]
+    fn beside_a_store_a_missing_key_is_not_made() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(FILE_NAME), "").unwrap();
+        let text = message(SealingKey::find(folder.path(), None, None));
+        assert!(text.contains("store.key is missing, and"), "{text}");
+        assert!(!folder.path().join(KEY_FILE).exists());
+    }
+
+    #[test]
+    fn the_configured_key_comes_first_and_the_credential_second() {
+        let folder = tempfile::tempdir().unwrap();
+        let (configured, credential) = (folder.path().join("k"), folder.path().join(CREDENTIAL));
+        write(&configured, &[1; 32], 0o600);
+        write(&credential, &[2; 32], 0o440);
+        let find = |configured| SealingKey::find(folder.path(), configured, Some(folder.path()));
+        assert_eq!(*find(Some(&*configured)).unwrap().octets, [1; 32]);
+        assert_eq!(*find(None).unwrap().octets, [2; 32]);
+        fs::remove_file(&credential).unwrap();
+        assert_eq!(find(None).unwrap().path(), folder.path().join(KEY_FILE));
+        fs::remove_file(&configured).unwrap();
+        let text = message(find(Some(&*configured)));
+        assert!(text.contains("k is missing: make it with"), "{text}");
+    }
+
+    #[test]
+    fn octets_and_digits_are_read_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        let digits = "0aF1".repeat(16);
+        for (contents, first) in [
+            (vec![0x61; 32], Some(0x61)),
+            (digits.clone().into_bytes(), Some(0x0a)),
+            (format!("{digits}\n").into_bytes(), Some(0x0a)),
+            (format!("{digits}\n\n").into_bytes(), None),
+            (format!("{digits}0").into_bytes(), None),
+            (format!("{}g", &digits[1..]).into_bytes(), None),
+            (vec![0; 31], None),
+            (vec![0; 33], None),
+            (vec![b'0'; 1000], None),
+            (Vec::new(), None),
+        ] {
+            write(&path, &contents, 0o600);
+            let key = SealingKey::find(folder.path(), Some(&path), None);
+            match first {
+                Some(octet) => assert_eq!(key.unwrap().octets[0], octet),
+                None => assert!(message(key).contains("holds neither 32 octets nor")),
+            }
+        }
+    }
+
+    #[test]
+    fn exposed_keys_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, credential) = (folder.path().join("key"), folder.path().join(CREDENTIAL));
+        write(&path, &[1; 32], 0o640);
+        let text = message(SealingKey::find(folder.path(), Some(&path), None));
+        assert!(
+            text.contains("key is readable by others (mode 0640)"),
+            "{text}"
+        );
+        for mode in [0o444, 0o460] {
+            write(&credential, &[1; 32], mode);
+            let text = message(SealingKey::find(folder.path(), None, Some(folder.path())));
+            assert!(text.contains("is readable by others"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_sealed_opens_with_its_key_in_its_place_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let seal = SealingKey::find(folder.path(), None, None).unwrap().seal();
+        let sealed = seal.seal(b"here", b"plain").unwrap();
+        assert_eq!(seal.open(b"here", &sealed).unwrap().as_slice(), b"plain");
+        assert!(seal.open(b"there", &sealed).is_none());
+        assert!(seal.open(b"here", &sealed[1..]).is_none());
+        assert!(seal.open(b"here", b"").is_none());
+        let one = seal.seal_secret(b"here", b"secret").unwrap();
+        let other = seal.seal_secret(b"here", b"secret").unwrap();
+        assert_eq!(
+            seal.open_secret(b"here", &one).unwrap().as_slice(),
+            b"secret"
+        );
+        assert!(seal.open_secret(b"there", &one).is_none());
+        // Each has a key of its own.
+        let (secret, slot) = (one.secret, other.slot);
+        assert!(
+            seal.open_secret(b"here", &SealedSecret { secret, slot })
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn a_key_does_not_show() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        write(&path, &[b'k'; 32], 0o600);
+        let key = SealingKey::find(folder.path(), Some(&path), None).unwrap();
+        assert_eq!(
+            format!("{key:?}"),
+            format!("SealingKey({})", path.display())
+        );
+    }
+}

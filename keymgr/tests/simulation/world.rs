@@ -809,12 +809,32 @@ impl World {
         }
     }
 
+    /// What happens next when nothing goes wrong.
     pub(crate) fn next_orderly(&self) -> Option<Choice> {
-        self.choices(false).into_iter().find(|choice| {
-            matches!(
-                choice,
-                Choice::Act(_) | Choice::Tick(_) | Choice::Deliver { .. } | Choice::Arrive { .. }
-            )
+        for (index, end) in self.ends.iter().enumerate() {
+            if !end.queue.is_empty() {
+                return Some(Choice::Act(index));
+            }
+            if end.core.next_tick().is_some_and(|at| at <= self.now) {
+                return Some(Choice::Tick(index));
+            }
+        }
+        let under_way = |call: &Option<Call>| {
+            call.as_ref()
+                .is_some_and(|call| call.request.is_some() || call.response.is_some())
+        };
+        if let Some(call) = self.calls.iter().position(under_way) {
+            return Some(Choice::Deliver { call, again: false });
+        }
+        let waiting = |session: &Option<Session>| {
+            session
+                .as_ref()
+                .is_some_and(|session| !session.wire.is_empty())
+        };
+        let session = self.sessions.iter().position(waiting)?;
+        Some(Choice::Arrive {
+            session,
+            segment: 0,
         })
     }
 

@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use grpc_api::operator::Severity;
 use keymgr::backend::{Backend, Removal};
 use keymgr::rollover::message::Message;
 use keymgr::rollover::{Action, Event, Now, Record, Rollover, Status, Step};
@@ -337,14 +338,30 @@ impl<B: Backend, C: Caller> Manager<B, C> {
         given
     }
 
+    /// Keeps why calls to a peer fail, and tells when they begin to, for which reason, and when
+    /// they work again: the alarm comes much later.
     fn note_call(&mut self, now: Now, name: &Arc<str>, failure: Option<&String>) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
+        let before = peer.failing.take();
         peer.failing = failure.map(|reason| {
-            let since = peer.failing.as_ref().map_or(now.wall, |(since, _)| *since);
+            let since = before.as_ref().map_or(now.wall, |(since, _)| *since);
             (since, reason.clone())
         });
+        match (failure, before) {
+            (Some(reason), before) if before.as_ref().is_none_or(|(_, told)| told != reason) => {
+                let message = format!("the peer's sidecar cannot be asked: {reason}");
+                self.events
+                    .tell(Some(name), "call-failed", Severity::Warning, message);
+            }
+            (None, Some(_)) => {
+                let message = "the peer's sidecar answers again".to_owned();
+                self.events
+                    .tell(Some(name), "call-works", Severity::Info, message);
+            }
+            _ => {}
+        }
     }
 
     fn let_time_pass(&mut self, now: Now, work: &mut Work) {

@@ -33,6 +33,10 @@ impl Rollover {
         if self.record.offer.is_some() || !self.wants_generation() {
             return;
         }
+        // What keeps us from answering the peer's offer would keep it from answering ours.
+        if self.standing_offer > Some(self.record.last_number) {
+            return;
+        }
         if now.steady < self.offer_not_before {
             return self.wake_at(self.offer_not_before);
         }

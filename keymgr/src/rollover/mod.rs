@@ -61,6 +61,8 @@ pub struct Rollover {
     /// The highest number that the peer told.
     told_number: u64,
     peer_overlap: Option<Duration>,
+    /// The number of the peer's offer that could not be answered; it comes with every message.
+    standing_offer: Option<u64>,
     /// Why the last offer was not answered, here or there.
     refused: Option<Refusal>,
     offered_at: Duration,
@@ -104,6 +106,7 @@ impl Rollover {
             exchange: Exchange::default(),
             told_number: 0,
             peer_overlap: None,
+            standing_offer: None,
             refused: None,
             offered_at: now.steady,
             offer_not_before: Duration::ZERO,

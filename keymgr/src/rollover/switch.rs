@@ -74,7 +74,7 @@ impl Rollover {
                         .iter()
                         .any(|session| session.send_id_current == g.id))
         };
-        if let Some(followed) = above().filter(selected_there).last() {
+        if let Some(followed) = above().rfind(selected_there) {
             return Some((followed.number, Cause::Peer));
         }
         let mut ready = above().filter(|g| self.is_ready(g)).map(|g| g.number);

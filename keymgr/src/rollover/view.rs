@@ -90,6 +90,10 @@ impl Rollover {
             Some(offer) => self.take_offer(now, offer, message.instance, random),
             None => None,
         };
+        self.standing_offer = match refusal {
+            None | Some(Refusal::NotNext | Refusal::OfferCrossed) => None,
+            Some(_) => message.offer.as_ref().map(|offer| offer.number),
+        };
         if refusal == Some(Refusal::NoCommonAlgorithm) {
             self.refused = refusal;
         }

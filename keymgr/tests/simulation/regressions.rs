@@ -126,3 +126,25 @@ fn what_was_to_be_selected_is_never_given_up() {
     assert!(world.run(until, World::has_converged), "{}", world.views());
     assert!(world.status(0).active > Some(second));
 }
+
+/// With no KeyID free, each end took the other's higher number for a reason to offer a higher one
+/// still, without a pause.
+#[test]
+fn ends_without_a_free_id_come_to_rest() {
+    let mut few = quick();
+    few.highest_id = 2;
+    few.runway = 3;
+    for seed in 0..200 {
+        let mut world = World::new(seed, [few.clone(), few.clone()]);
+        // The ends' numbers differ once one of them has offered without the other's knowledge.
+        world.channel = false;
+        let until = world.now + Duration::from_secs(10);
+        world.run(until, |_| false);
+        world.operate(1, Operator::Compromise);
+        world.channel = true;
+        // It panics when the ends do not come to rest at any moment.
+        let until = world.now + Duration::from_secs(300);
+        world.run(until, |_| false);
+        assert!(world.status(0).active > Some(3), "{}", world.views());
+    }
+}

@@ -9,7 +9,7 @@ use grpc_api::operator::{
 };
 use keymgr::chain::KeyChain;
 use keymgr::rollover::message::Stage;
-use keymgr::rollover::{GenerationStatus, Status};
+use keymgr::rollover::{Alarm, GenerationStatus, Status};
 
 use super::chains::{ChainPeer, Chains};
 use super::manager::{Command, Handle, View};
@@ -273,10 +273,15 @@ fn rollover_report(peer: Arc<str>, view: &View, config: &RolloverConfig) -> Roll
     });
     let waiting = match (active, proven, start_pending) {
         (None, _, _) => Some("the first key: the peer is blocked until both ends have it"),
-        (_, false, _) => Some("traffic: some session does not use the key in both directions yet"),
+        (_, false, _) => Some("the proof that the key is in use in both directions at both ends"),
         (_, _, true) => Some("a key that both ends have"),
         (_, true, false) => None,
     };
+    // An alarm knows better whom it waits for.
+    let overdue = alarms.iter().find_map(|alarm| match alarm {
+        Alarm::ProofOverdue { waiting_for } => Some(waiting_for.join(", ")),
+        _ => None,
+    });
     let target = match (proven, start_pending) {
         (false, _) => active.and_then(report),
         (true, true) => coming.and_then(|generation| report(generation.number)),
@@ -301,7 +306,7 @@ fn rollover_report(peer: Arc<str>, view: &View, config: &RolloverConfig) -> Roll
             .map(|(at, took, trigger)| CompletedRollover { at, took, trigger }),
         last_heard: last_heard.and_then(|ago| now.checked_sub(ago)),
         unreachable: view.failing.clone(),
-        waiting: waiting.map(str::to_owned),
+        waiting: overdue.or_else(|| waiting.map(str::to_owned)),
         alarms: alarms.iter().map(ToString::to_string).collect(),
     }
 }

@@ -4,6 +4,8 @@ use keymgr::rollover::Event;
 use keymgr::rollover::SessionKeys;
 use std::time::Duration;
 
+use keymgr::rollover::message::IdSet;
+
 use crate::world::{Choice, Operator, World, quick};
 
 fn session(name: &str, current: u8, rnext: u8, verified: &[(u8, u64)]) -> SessionKeys {
@@ -127,24 +129,58 @@ fn what_was_to_be_selected_is_never_given_up() {
     assert!(world.status(0).active > Some(second));
 }
 
-/// With no KeyID free, each end took the other's higher number for a reason to offer a higher one
-/// still, without a pause.
+/// With no KeyID free at both, each end took the other's higher offer for a reason to make a
+/// higher one still, without a pause.
 #[test]
-fn ends_without_a_free_id_come_to_rest() {
-    let mut few = quick();
-    few.highest_id = 2;
-    few.runway = 3;
-    for seed in 0..200 {
-        let mut world = World::new(seed, [few.clone(), few.clone()]);
-        // The ends' numbers differ once one of them has offered without the other's knowledge.
-        world.channel = false;
-        let until = world.now + Duration::from_secs(10);
-        world.run(until, |_| false);
-        world.operate(1, Operator::Compromise);
-        world.channel = true;
-        // It panics when the ends do not come to rest at any moment.
-        let until = world.now + Duration::from_secs(300);
-        world.run(until, |_| false);
-        assert!(world.status(0).active > Some(3), "{}", world.views());
+fn an_offer_that_cannot_be_answered_is_not_outbid() {
+    let mut world = World::new(5, [quick(), quick()]);
+    world.tell(1, Event::Tick);
+    assert!(world.status(1).offering);
+    let mut message = World::message_of(world.ends[0].core.clone(), world.now);
+    let offer = message.offer.as_mut().unwrap();
+    offer.number = 5;
+    offer.free_ids = IdSet::default();
+    world.tell(1, Event::Request { message });
+    assert!(!world.status(1).offering);
+    assert_eq!(world.status(1).generations, []);
+}
+
+/// A key is not even asked to be deleted while a session was just seen with it.
+#[test]
+fn a_deletion_waits_for_a_look_that_shows_no_user() {
+    let mut world = World::new(6, [quick(), quick()]);
+    let until = world.now + Duration::from_secs(60);
+    assert!(world.run(until, World::has_converged));
+    let former = world.status(0).active.unwrap();
+    world.operate(0, Operator::Start);
+    let until = world.now + Duration::from_secs(1);
+    assert!(world.run(until, |world| world.status(0).proven
+        && world.status(1).proven));
+    assert!(world.keys(0).contains(&former), "the overlap is 2 s");
+    let status = world.status(0);
+    let id = |number| {
+        status
+            .generations
+            .iter()
+            .find(|g| g.number == number)
+            .unwrap()
+            .id
+    };
+    let (old, new) = (id(former), id(former + 1));
+    world.now += Duration::from_secs(3);
+    for late in [true, false] {
+        let mut sessions = vec![session("one", new, new, &[(new, 1)])];
+        world.tell(
+            0,
+            Event::Observed {
+                sessions: sessions.clone(),
+            },
+        );
+        sessions[0].verified = vec![(new, 2)];
+        if late {
+            sessions.push(session("late", old, new, &[]));
+        }
+        world.tell(0, Event::Observed { sessions });
+        assert_eq!(world.ends[0].asks_deletion(), !late);
     }
 }

@@ -763,6 +763,12 @@ impl End {
         }
     }
 
+    /// Whether a deletion is among what the core wants done.
+    pub(crate) fn asks_deletion(&self) -> bool {
+        let deletes = |(action, _): &(Action, _)| matches!(action, Action::Delete { .. });
+        self.queue.iter().any(deletes)
+    }
+
     fn save(&mut self) {
         self.disk = self.core.record().clone();
         self.check_stages();

@@ -769,6 +769,14 @@ impl End {
         self.queue.iter().any(deletes)
     }
 
+    pub(crate) fn next_is_install(&self) -> bool {
+        matches!(self.queue.front(), Some((Action::Install { .. }, _)))
+    }
+
+    pub(crate) fn next_is_selection(&self) -> bool {
+        matches!(self.queue.front(), Some((Action::Select { .. }, _)))
+    }
+
     fn save(&mut self) {
         self.disk = self.core.record().clone();
         self.check_stages();

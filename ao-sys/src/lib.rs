@@ -3,6 +3,7 @@
 pub mod capabilities;
 pub mod descriptors;
 pub mod links;
+pub mod memory;
 mod netlink;
 pub mod nfqueue;
 pub mod nftables;

@@ -146,6 +146,7 @@ fn check_privileges() -> Result<(), DaemonError> {
 fn start(options: &Options, config: Config) -> Result<(), DaemonError> {
     check_privileges()?;
     keep_keys_out_of_core_dumps();
+    ao_sys::memory::keep_little();
     // Held until the end: a second daemon must not touch this one's state or socket.
     let _state_dir = StateDir::open(&config.state_dir)?;
     let socket = ApiSocket::bind(&config.api_socket)?;

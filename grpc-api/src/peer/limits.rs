@@ -10,12 +10,13 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 /// What a [`PeerServer`](super::PeerServer) takes before it refuses.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections altogether. Default 512.
+    /// Connections altogether, some 50 KiB each. Partners wait for room, strangers are refused.
+    /// Default 256.
     pub connections: usize,
     /// Of these, connections of strangers whose handshake is under way. Default 128.
     pub strangers: usize,
@@ -39,7 +40,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 512,
+            connections: 256,
             strangers: 128,
             pending_per_source: 16,
             per_partner: 16,
@@ -65,6 +66,8 @@ pub(super) enum Full {
 pub(super) struct Admission {
     limits: Limits,
     room: Mutex<Room>,
+    /// Told when a place is given back.
+    freed: Notify,
 }
 
 #[derive(Default)]
@@ -96,8 +99,16 @@ enum Holder {
 
 impl Admission {
     pub(super) fn new(limits: Limits) -> Self {
-        let room = Mutex::default();
-        Self { limits, room }
+        Self {
+            limits,
+            room: Mutex::default(),
+            freed: Notify::new(),
+        }
+    }
+
+    /// Completes when a place was given back, now or since the last time; it may be taken again.
+    pub(super) async fn freed(&self) {
+        self.freed.notified().await;
     }
 
     /// A place for a connection from `address`, where `expected` partners are; and what completes
@@ -201,6 +212,8 @@ impl Drop for Place {
                 }
             }
         }
+        drop(room);
+        self.admission.freed.notify_one();
     }
 }
 

@@ -25,7 +25,7 @@ use tonic::codegen::Service;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
-use super::limits::{Admission, CallRate, Limits, Place};
+use super::limits::{Admission, CallRate, Full, Limits, Place};
 use super::refusals::{Kind, RefusalLog};
 use super::trust::{Partners, explain};
 use super::{MAX_MESSAGE, PeerIdentity, VERSIONS, VERSIONS_METADATA, tls, wire};
@@ -226,7 +226,10 @@ impl<H: Handler> Shared<H> {
                 () = life.stop() => return,
             };
             match accepted {
-                Ok((tcp, from)) => self.admit(tcp, from, &life),
+                Ok((tcp, from)) => tokio::select! {
+                    () = self.admit(tcp, from, life.clone()) => {}
+                    () = life.stop() => return,
+                },
                 Err(error) => {
                     self.refusals.note(Kind::Accept, None, &error);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -235,14 +238,19 @@ impl<H: Handler> Shared<H> {
         }
     }
 
-    fn admit(self: &Arc<Self>, tcp: TcpStream, from: SocketAddr, life: &Life) {
-        match self.admission.enter(from.ip(), self.partners.at(from.ip())) {
-            Ok((place, evicted)) => {
-                let connection =
-                    Arc::clone(self).connection(tcp, from, place, evicted, life.clone());
-                tokio::spawn(connection);
+    /// Partners are so many that all of them may call at once: while there is no room for one, the
+    /// kernel keeps the others.
+    async fn admit(self: &Arc<Self>, tcp: TcpStream, from: SocketAddr, life: Life) {
+        let expected = self.partners.at(from.ip());
+        loop {
+            match self.admission.enter(from.ip(), expected) {
+                Ok((place, evicted)) => {
+                    tokio::spawn(Arc::clone(self).connection(tcp, from, place, evicted, life));
+                    return;
+                }
+                Err(Full::Connections) if expected > 0 => self.admission.freed().await,
+                Err(full) => return self.refusals.note(Kind::Room, Some(from), &full),
             }
-            Err(full) => self.refusals.note(Kind::Room, Some(from), &full),
         }
     }
 

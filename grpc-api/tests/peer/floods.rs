@@ -118,6 +118,26 @@ async fn served_as_stranger(end: &crate::support::End, at: SocketAddr) {
     );
 }
 
+#[tokio::test]
+async fn partners_that_all_call_at_once_wait_for_room() {
+    let (client, server) = (Arc::new(self_signed("a", 2099)), self_signed("b", 2099));
+    let handler = Arc::new(Recorder::default());
+    let known = vec![partner("a", client.pinned(), &[Ipv4Addr::LOCALHOST.into()])];
+    let limits = Limits {
+        connections: 1,
+        ..Limits::default()
+    };
+    let running = start("127.0.0.1:0", &server, known, limits, &handler);
+    let mut calls = JoinSet::new();
+    for _ in 0..20 {
+        let (at, own, trust) = (running.endpoint(), Arc::clone(&client), server.pinned());
+        calls.spawn(async move { call(&at, &own, &trust).await });
+    }
+    for answer in calls.join_all().await {
+        assert_eq!(answer.unwrap(), reply());
+    }
+}
+
 /// Sends `octets` one by one for as long as the far end takes them.
 async fn dribble(stream: impl AsyncRead + AsyncWrite, octets: &[u8]) {
     let (mut reader, mut writer) = tokio::io::split(Box::pin(stream));

@@ -28,6 +28,8 @@ use super::job::{Job, Outcome};
 const CALLS_AT_ONCE: usize = 32;
 /// How long to wait before a store that could not be written is tried again.
 const SAVE_AGAIN: Duration = Duration::from_secs(1);
+/// Longest time that is left for more inputs after a save.
+const LONGEST_REST: Duration = Duration::from_millis(200);
 /// Inputs that may wait; then callers do.
 const INBOX: usize = 1024;
 
@@ -153,6 +155,8 @@ pub(super) struct Manager<B, C> {
     /// How often all sessions are looked at, to notice that a far end has moved on by itself.
     look_every: Duration,
     next_look: Duration,
+    /// Until then the next turn waits for more inputs.
+    rest_until: Instant,
 }
 
 struct Peer {
@@ -202,6 +206,7 @@ impl<B: Backend, C: Caller> Manager<B, C> {
             next_job: Job::default(),
             look_every,
             next_look: Duration::ZERO,
+            rest_until: Instant::now(),
         };
         (manager, Handle(sender))
     }
@@ -234,6 +239,7 @@ impl<B: Backend, C: Caller> Manager<B, C> {
             },
             () = sleep_until(deadline) => {}
         }
+        sleep_until(self.rest_until).await;
         while let Ok(input) = self.inbox.try_recv() {
             inputs.push_back(input);
         }
@@ -450,7 +456,10 @@ impl<B: Backend, C: Caller> Manager<B, C> {
             .collect()
     }
 
-    async fn try_save(&self, records: &Arc<Vec<(Arc<str>, Record)>>) -> Result<(), String> {
+    /// Saving costs nearly the same for one peer and for all, so that it gets half of the time at
+    /// most: what comes in meanwhile is saved together.
+    async fn try_save(&mut self, records: &Arc<Vec<(Arc<str>, Record)>>) -> Result<(), String> {
+        let began = Instant::now();
         let (store, records) = (Arc::clone(&self.store), Arc::clone(records));
         let saved = spawn_blocking(move || {
             let metas: Vec<Vec<u8>> = records.iter().map(|(_, record)| record.to_meta()).collect();
@@ -466,7 +475,9 @@ impl<B: Backend, C: Caller> Manager<B, C> {
             let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
             store.save(&entries)
         });
-        match saved.await {
+        let saved = saved.await;
+        self.rest_until = Instant::now() + began.elapsed().min(LONGEST_REST);
+        match saved {
             Ok(result) => result.map_err(|error| error.to_string()),
             Err(broken) => Err(broken.to_string()),
         }
@@ -493,13 +504,14 @@ impl<B: Backend, C: Caller> Manager<B, C> {
     }
 
     fn call(&self, peer: Arc<str>, message: Message) {
-        let call = Arc::clone(&self.caller).call(Arc::clone(&peer), message);
-        let (calls, outbox) = (Arc::clone(&self.calls), self.outbox.clone());
+        let (caller, calls) = (Arc::clone(&self.caller), Arc::clone(&self.calls));
+        let outbox = self.outbox.clone();
         tokio::spawn(async move {
             let Ok(_permit) = calls.acquire().await else {
                 return;
             };
-            let result = call.await;
+            // Made only now: a call takes much more memory than its message.
+            let result = caller.call(Arc::clone(&peer), message).await;
             if let Some(outbox) = outbox.upgrade() {
                 let _ = outbox.send(Input::Response { peer, result }).await;
             }

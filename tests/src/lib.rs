@@ -23,6 +23,7 @@ pub mod scene;
 pub mod scratch;
 pub mod settings;
 pub mod sidecar;
+pub mod simulated_peers;
 pub mod stream;
 pub mod topology;
 pub mod wait;

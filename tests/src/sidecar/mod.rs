@@ -197,7 +197,9 @@ impl Sidecar {
         Launcher::new(&self.socket())
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Where it answers operators.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
         self.scratch.file("api.sock")
     }
 

@@ -209,9 +209,7 @@ impl Pair {
     /// When that takes longer than `limit`.
     pub fn wait_proven(&self, least: u64, limit: Duration) -> u64 {
         let what = format!("generation {least} proven at both ends");
-        self.wait_rolling(&what, limit, |rolling| {
-            rolling.active >= least && rolling.proven
-        })
+        wait::poll(&what, limit, || self.proven(least))
     }
 
     /// Waits for the next generation to be proven at both ends.
@@ -232,13 +230,21 @@ impl Pair {
         limit: Duration,
         wanted: impl Fn(&Rolling) -> bool,
     ) -> u64 {
-        wait::poll(what, limit, || {
-            let (a, b) = (self.a.try_rolling()?, self.b.try_rolling()?);
-            match a.active == b.active && wanted(&a) && wanted(&b) {
-                true => Ok(a.active),
-                false => Err(format!("a: {a:?}; b: {b:?}")),
-            }
-        })
+        wait::poll(what, limit, || self.agreed(&wanted))
+    }
+
+    /// The generation both ends use, if it is `least` or a later one, and proven.
+    fn proven(&self, least: u64) -> Result<u64, String> {
+        self.agreed(&|rolling| rolling.active >= least && rolling.proven)
+    }
+
+    /// The generation both ends use, if they are as wanted.
+    fn agreed(&self, wanted: &dyn Fn(&Rolling) -> bool) -> Result<u64, String> {
+        let (a, b) = (self.a.try_rolling()?, self.b.try_rolling()?);
+        match a.active == b.active && wanted(&a) && wanted(&b) {
+            true => Ok(a.active),
+            false => Err(format!("a: {a:?}; b: {b:?}")),
+        }
     }
 
     /// Drops what the sidecars say to each other.
@@ -354,28 +360,15 @@ impl Session {
     pub fn roll_under_churn(&self, span: Duration, least: u64) {
         let both = self.pair.both();
         let refused = both.map(refused_for_key);
-        let first = self.pair.wait_next(CHANGE);
-        let size = both.map(state_size);
         let mut tallies = [Tally::default(), Tally::default()];
+        let next = self.pair.a.rolling().active + 1;
+        let first = self.churn(&mut tallies, CHANGE, |_| self.pair.proven(next));
+        let size = both.map(state_size);
         let began = Instant::now();
-        let mut announcing = true;
-        while began.elapsed() < span {
-            announcing = !announcing;
-            for daemon in [&self.a, &self.b] {
-                let moved = daemon.announce(announcing);
-                moved.unwrap_or_else(|error| panic!("{error}"));
-            }
-            for (tally, sidecar) in tallies.iter_mut().zip(both) {
-                let looked = tally.look(sidecar);
-                looked.unwrap_or_else(|error| panic!("{error}"));
-            }
-            std::thread::sleep(CHURN);
-        }
-        for daemon in [&self.a, &self.b] {
-            let moved = daemon.announce(true);
-            moved.unwrap_or_else(|error| panic!("{error}"));
-        }
-        let last = self.pair.wait_proven(first, CHANGE);
+        let last = self.churn(&mut tallies, span + CHANGE, |passed| match passed < span {
+            true => Err("it goes on".to_owned()),
+            false => self.pair.proven(first),
+        });
         progress!("{} changes of keys in {:?}", last - first, began.elapsed());
         assert!(last - first >= least, "from generation {first} to {last}");
         self.assert_never_down();
@@ -408,6 +401,33 @@ impl Session {
             seen.is_superset(&ids),
             "{seen:?} on the wire, not all of {ids:?}"
         );
+    }
+
+    /// Withdraws and announces all routes until `done` gives a value, which gets the time passed,
+    /// and notes what keys carry. In the end they are announced.
+    fn churn(
+        &self,
+        tallies: &mut [Tally; 2],
+        limit: Duration,
+        done: impl Fn(Duration) -> Result<u64, String>,
+    ) -> u64 {
+        let began = Instant::now();
+        for announcing in [false, true].into_iter().cycle() {
+            for daemon in [&self.a, &self.b] {
+                let moved = daemon.announce(announcing);
+                moved.unwrap_or_else(|error| panic!("{error}"));
+            }
+            for (tally, sidecar) in tallies.iter_mut().zip(self.pair.both()) {
+                let looked = tally.look(sidecar);
+                looked.unwrap_or_else(|error| panic!("{error}"));
+            }
+            match done(began.elapsed()) {
+                Ok(value) if announcing => return value,
+                Err(last) if began.elapsed() > limit => panic!("not within {limit:?}: {last}"),
+                _ => std::thread::sleep(CHURN),
+            }
+        }
+        unreachable!("a cycle has no end")
     }
 
     /// Asserts that the session has been up all the time at both ends.

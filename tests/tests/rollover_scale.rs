@@ -185,7 +185,7 @@ fn changed(status: &Status, before: u64) -> bool {
 }
 
 fn settled(told: &Told, before: u64) -> bool {
-    let active = told.active.clone().unwrap_or_default();
+    let active = told.active.unwrap_or_default();
     active.number > before
         && active.state == i32::from(KeyState::Proven)
         && active.there == i32::from(KeyState::Proven)

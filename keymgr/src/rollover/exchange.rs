@@ -8,6 +8,8 @@ use super::{Action, Now, Random, Rollover};
 /// Longest time between two calls that fail, and the same while there is no common key.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE_BLOCKED: Duration = Duration::from_secs(10);
+/// Longest time until a call is tried again once the peer has been heard.
+const SOON: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Exchange {
@@ -34,7 +36,11 @@ impl Exchange {
 
 impl Rollover {
     pub(super) fn heard(&mut self, now: Now) {
-        self.exchange.heard = Some(now.steady);
+        let exchange = &mut self.exchange;
+        exchange.heard = Some(now.steady);
+        // It is there again: what was told in vain need not wait long. Not at once, or two ends that
+        // refuse each other's answers would go on for ever.
+        exchange.not_before = exchange.not_before.min(now.steady + SOON);
     }
 
     pub(super) fn call_if_wanted(&mut self, now: Now) {

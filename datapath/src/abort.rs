@@ -4,7 +4,8 @@
 ///
 /// A queue without its thread stalls the sessions hashed to it for good, though nothing passes
 /// unprotected; rules without their watcher stay away when somebody flushes them. A process that ended is started again and goes on from its journal.
-pub(crate) struct AbortOnPanic;
+#[derive(Debug)]
+pub struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {

@@ -1,6 +1,7 @@
 //! Changing the keys of peers while their sessions live: what both backends do, each step with
 //! its proof.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use ao_engine::policy::{Policy, PolicyError};
@@ -65,6 +66,10 @@ pub enum KeyError {
     Policy(#[from] PolicyError),
 }
 
+/// By peer: all its sessions, or why not all of them could be looked at. What is not seen is not
+/// to be taken for not there.
+pub type Observed = HashMap<Arc<str>, Result<Vec<Session>, KeyError>>;
+
 /// Who has which keys from now on, as each backend is told it.
 pub(crate) struct Arrangement {
     /// The engine's peers.
@@ -100,5 +105,13 @@ pub(crate) trait Carrier {
     fn delete(&self, arrangement: Arrangement, keys: &[(KeyOf, Removal)]) -> Proofs;
 
     /// The sessions of these peers, with the keys they use.
-    fn observe(&self, peers: &[Arc<str>]) -> Vec<Session>;
+    fn observe(&self, peers: &[Arc<str>]) -> Observed;
+}
+
+/// What is told of peers none of whose sessions can be looked at.
+pub(crate) fn unobserved(peers: &[Arc<str>], error: &KeyError) -> Observed {
+    let unseen = peers
+        .iter()
+        .map(|peer| (Arc::clone(peer), Err(error.clone())));
+    unseen.collect()
 }

@@ -17,8 +17,9 @@ pub mod mac;
 pub mod report;
 pub mod settings;
 
+pub use abort::AbortOnPanic;
 pub use choice::Decision;
 pub use datapath::{Datapath, ReloadError, StartError, StopError, install_guard, remove_guard};
 pub use kernel::RefusedKeys;
-pub use keys::{KeyError, Removal};
+pub use keys::{KeyError, Observed, Removal};
 pub use userspace::JournalError;

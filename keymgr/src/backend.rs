@@ -39,8 +39,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Removes keys. `Ok`: no socket has it.
     fn delete(&self, keys: &[Removal]) -> Vec<Result<(), String>>;
 
-    /// The sessions of each of `peers`, with the keys they use.
-    fn observe(&self, peers: &[Arc<str>]) -> Vec<Vec<SessionKeys>>;
+    /// The sessions of each of `peers`, with the keys they use; an error where there may be some
+    /// that cannot be looked at now.
+    fn observe(&self, peers: &[Arc<str>]) -> Vec<Result<Vec<SessionKeys>, String>>;
 
     /// Lets quiet sessions of `peers` show which keys they use, where that is possible.
     fn nudge(&self, peers: &[Arc<str>]);

@@ -74,33 +74,25 @@ impl Backend for SharedDatapath {
                 (Arc::clone(&removal.peer), removal.send_id, emphasis)
             })
             .collect();
-        self.step(keys.len(), |datapath| {
-            let results = datapath.delete(&keys);
-            // What is not there needs no deleting: a step may be asked for again after a crash.
-            let gone = |result| match result {
-                Err(KeyError::UnknownKey(_)) => Ok(()),
-                other => other,
-            };
-            results.into_iter().map(gone).collect()
-        })
+        self.step(keys.len(), |datapath| datapath.delete(&keys))
     }
 
-    fn observe(&self, peers: &[Arc<str>]) -> Vec<Vec<SessionKeys>> {
-        let sessions = self.with(|datapath| datapath.observe(peers));
-        let mut seen: Vec<Vec<SessionKeys>> = vec![Vec::new(); peers.len()];
-        let places: std::collections::HashMap<&str, usize> =
-            peers.iter().map(|peer| &**peer).zip(0..).collect();
-        for session in sessions.unwrap_or_default() {
-            // What is closing uses its keys for nothing that matters.
-            if session.state == SessionState::Closing {
-                continue;
+    fn observe(&self, peers: &[Arc<str>]) -> Vec<Result<Vec<SessionKeys>, String>> {
+        let Some(observed) = self.with(|datapath| datapath.observe(peers)) else {
+            return vec![Err(STOPPED.to_owned()); peers.len()];
+        };
+        let of_peer = |peer: &Arc<str>| match observed.get(peer) {
+            Some(Ok(sessions)) => {
+                // What is closing uses its keys for nothing that matters.
+                let live = sessions
+                    .iter()
+                    .filter(|session| session.state != SessionState::Closing);
+                Ok(live.map(session_keys).collect())
             }
-            let place = places.get(&*session.peer);
-            if let Some(seen) = place.and_then(|&place| seen.get_mut(place)) {
-                seen.push(session_keys(&session));
-            }
-        }
-        seen
+            Some(Err(error)) => Err(error.to_string()),
+            None => Err(KeyError::UnknownPeer.to_string()),
+        };
+        peers.iter().map(of_peer).collect()
     }
 
     fn nudge(&self, peers: &[Arc<str>]) {

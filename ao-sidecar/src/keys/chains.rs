@@ -421,9 +421,15 @@ impl Shared {
             self.backend.nudge(&waiting);
         }
         let all = self.backend.observe(&names);
-        for ((scheduled, sessions), name) in state.peers.iter_mut().zip(all).zip(names) {
-            note_use(&mut state.uses, &name, &sessions, now.wall);
-            self.tell_use(scheduled, &sessions, now.steady);
+        for ((scheduled, sessions), peer) in state.peers.iter_mut().zip(all).zip(names) {
+            match sessions {
+                Ok(sessions) => {
+                    note_use(&mut state.uses, &peer, &sessions, now.wall);
+                    self.tell_use(scheduled, &sessions, now.steady);
+                }
+                // What is not seen is not to be taken for not there; it is looked for again.
+                Err(reason) => tracing::debug!(%peer, %reason, "sessions cannot be looked at"),
+            }
         }
     }
 

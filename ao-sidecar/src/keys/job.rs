@@ -120,10 +120,14 @@ fn observe(mut peers: Vec<Arc<str>>, backend: &impl Backend, outcome: &mut Outco
         return;
     }
     let seen = backend.observe(&peers);
-    outcome.extend(
-        peers
-            .into_iter()
-            .zip(seen)
-            .map(|(peer, sessions)| (peer, Event::Observed { sessions })),
-    );
+    for (peer, sessions) in peers.into_iter().zip(seen) {
+        let event = match sessions {
+            Ok(sessions) => Event::Observed { sessions },
+            Err(reason) => {
+                tracing::debug!(%peer, %reason, "sessions cannot be looked at");
+                Event::NotObserved
+            }
+        };
+        outcome.push((peer, event));
+    }
 }

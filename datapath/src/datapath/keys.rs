@@ -9,14 +9,15 @@ use ao_engine::policy::Mkt;
 use super::served::{Served, engine_policy, kernel_target};
 use super::{Datapath, Running, State};
 use crate::kernel::Target;
-use crate::keys::{Arrangement, Carrier, KeyError, KeyOf, Proofs, Removal};
+use crate::keys::{Arrangement, Carrier, KeyError, KeyOf, Observed, Proofs, Removal, unobserved};
 use crate::report::{Session, SessionState};
 use crate::settings::Backend;
 use crate::sockets;
 
 impl Datapath {
     /// Adds keys to peers, each behind those its peer has: they verify what comes, and nothing is
-    /// signed with them before they are selected. A key that is there already is proven again.
+    /// signed with them before they are selected, but for the first key of a peer that was blocked:
+    /// it is selected by being there. A key that is there already is proven again.
     ///
     /// One result for each key, in their order. `Ok`: every socket of the peer verifies segments
     /// with it, and a session that begins will.
@@ -62,7 +63,8 @@ impl Datapath {
         )
     }
 
-    /// Removes keys, named by SendID. One that is in use stays, as it was, unless it is forced.
+    /// Removes keys, named by SendID. One that is in use, or may be as not all sessions of its peer
+    /// can be looked at, stays as it was unless it is forced.
     /// The last key of a peer blocks it: what the engine has of its sessions goes, and the kernel's
     /// keep it, as [`KeyError::InUse`] tells, until they are closed.
     ///
@@ -71,11 +73,7 @@ impl Datapath {
     pub fn delete(&self, keys: &[(Arc<str>, u8, Removal)]) -> Vec<Result<(), KeyError>> {
         let unused = keys.iter().filter(|key| key.2 == Removal::Unused);
         let peers: Vec<Arc<str>> = unused.map(|key| Arc::clone(&key.0)).collect();
-        let sessions = self.observe(&peers);
-        let mut users: HashMap<&str, Vec<&Session>> = HashMap::new();
-        for session in &sessions {
-            users.entry(&*session.peer).or_default().push(session);
-        }
+        let observed = self.observe(&peers);
         self.step(
             keys,
             |(peer, send_id, _)| KeyOf {
@@ -83,13 +81,8 @@ impl Datapath {
                 send_id: *send_id,
             },
             |peer, &(ref name, send_id, removal)| {
-                let sessions = users.get(&**name).map_or(&[][..], Vec::as_slice);
-                let user = sessions.iter().find(|session| uses(session, peer, send_id));
-                if let Some(session) = user.filter(|_| removal == Removal::Unused) {
-                    return Err(KeyError::InUse {
-                        send_id,
-                        session: sockets::between(session.local, session.remote),
-                    });
+                if removal == Removal::Unused {
+                    check_unused(peer, send_id, observed.get(name))?;
                 }
                 peer.delete(send_id);
                 Ok(())
@@ -108,9 +101,13 @@ impl Datapath {
         )
     }
 
-    /// The sessions of these peers, with the keys they use and how much.
+    /// The sessions of each of these peers, with the keys they use and how much; nothing of a peer
+    /// that is not configured.
+    ///
+    /// [`KeyError::Unanswered`], [`KeyError::NotAccepted`] or [`KeyError::Socket`] instead, when
+    /// there may be sessions that cannot be looked at now.
     #[must_use]
-    pub fn observe(&self, peers: &[Arc<str>]) -> Vec<Session> {
+    pub fn observe(&self, peers: &[Arc<str>]) -> Observed {
         let by_backend = {
             let wanted: HashSet<&str> = peers.iter().map(|peer| &**peer).collect();
             let state = self.running.state();
@@ -127,13 +124,17 @@ impl Datapath {
                 (Backend::Kernel, names(kernel)),
             ]
         };
-        let mut sessions = Vec::new();
+        let mut observed = Observed::new();
         for (backend, peers) in by_backend {
-            if let Some(carrier) = self.running.carrier(backend).filter(|_| !peers.is_empty()) {
-                sessions.extend(carrier.observe(&peers));
+            if peers.is_empty() {
+                continue;
             }
+            observed.extend(match self.running.carrier(backend) {
+                Some(carrier) => carrier.observe(&peers),
+                None => unobserved(&peers, &KeyError::Unanswered),
+            });
         }
-        sessions
+        observed
     }
 
     /// Lets established sessions of these peers that are quiet show which keys they use: each
@@ -253,10 +254,31 @@ fn names<K>(keys: &[&K], of: impl Fn(&K) -> KeyOf) -> Vec<KeyOf> {
     keys.iter().map(|key| of(key)).collect()
 }
 
-/// Whether a session signs with a key of its peer, or asks the far end to.
+/// Refuses what would take a key from a session, or may do so.
+fn check_unused(
+    peer: &Served,
+    send_id: u8,
+    observed: Option<&Result<Vec<Session>, KeyError>>,
+) -> Result<(), KeyError> {
+    let sessions = match observed {
+        Some(Ok(sessions)) => sessions,
+        Some(Err(unseen)) => return Err(unseen.clone()),
+        None => return Err(KeyError::UnknownPeer),
+    };
+    match sessions.iter().find(|it| uses(it, peer, send_id)) {
+        Some(session) => Err(KeyError::InUse {
+            send_id,
+            session: sockets::between(session.local, session.remote),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Whether a session signs with a key of its peer, or asks the far end to. One that is opening does
+/// not count: a recorded SYN, sent again, opens one with whichever key it was signed with.
 fn uses(session: &Session, peer: &Served, send_id: u8) -> bool {
     let key = peer.spec.keys.iter().find(|key| key.send_id == send_id);
-    session.state != SessionState::Closing
+    !matches!(session.state, SessionState::Closing | SessionState::Opening)
         && key.is_some_and(|key| {
             session.current_key == key.send_id || session.rnext_key == key.recv_id
         })

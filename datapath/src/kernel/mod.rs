@@ -32,11 +32,12 @@ use self::optmem::OptionMemory;
 pub(crate) use self::plan::{kernel_name, mac_length};
 use self::round::{Orders, Round, Used};
 pub(crate) use self::sessions::ActiveSessions;
+use self::sessions::Seen;
 use self::sockets::{Concerned, Opener, Trust};
 pub(crate) use self::wanted::Target;
 use crate::abort::AbortOnPanic;
 use crate::keeper::protocol::PeerRange;
-use crate::keys::{Arrangement, Carrier, KeyError, KeyOf, Proofs, Removal};
+use crate::keys::{Arrangement, Carrier, KeyError, KeyOf, Observed, Proofs, Removal, unobserved};
 use crate::report::{KernelReport, LaunchedDaemon, Session};
 
 /// How often sockets are compared with what they should have, when nothing happens.
@@ -217,9 +218,7 @@ impl Kernel {
     fn threads(&self) -> MutexGuard<'_, Threads> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Kernel {
     /// Makes the arrangement so at the sockets of the peers of `keys`; `prove` tells whether a
     /// round proves it for one of them.
     fn carry_out<'k>(
@@ -233,12 +232,13 @@ impl Kernel {
         let peers = keys.clone().map(|key| Arc::clone(&key.peer)).collect();
         match self.shared.round_of(peers, forced) {
             Ok(round) => keys.map(|key| prove(&round, key)).collect(),
-            Err(error) => {
-                let error = KeyError::Socket(format!("sockets cannot be listed: {error}"));
-                keys.map(|_| Err(error.clone())).collect()
-            }
+            Err(error) => keys.map(|_| Err(not_listed(&error))).collect(),
         }
     }
+}
+
+fn not_listed(error: &io::Error) -> KeyError {
+    KeyError::Socket(format!("sockets cannot be listed: {error}"))
 }
 
 /// A round has done at every socket of a peer what there was to do.
@@ -287,13 +287,19 @@ impl Carrier for Kernel {
         self.carry_out(arrangement, keys.iter().map(|key| &key.0), forced, is_gone)
     }
 
-    fn observe(&self, peers: &[Arc<str>]) -> Vec<Session> {
+    fn observe(&self, peers: &[Arc<str>]) -> Observed {
+        let none = peers.iter().map(|peer| (Arc::clone(peer), Ok(Vec::new())));
+        let mut observed: Observed = none.collect();
         if !self.shared.able {
-            return Vec::new();
+            return observed;
         }
         let target = self.shared.target();
         let of = Concerned::Peers(peers.iter().cloned().collect());
-        let sessions = sessions::report(&target, &of, &mut self.shared.opener());
+        let Seen { sessions, unseen } =
+            match sessions::look(&target, &of, &mut self.shared.opener()) {
+                Ok(seen) => seen,
+                Err(error) => return unobserved(peers, &not_listed(&error)),
+            };
         let concerned = target.peers().filter(|peer| of.has(&peer.name));
         let by_name: HashMap<&str, &Peer> =
             concerned.map(|peer| (&*peer.name, peer.as_ref())).collect();
@@ -310,7 +316,13 @@ impl Carrier for Kernel {
         if sessions.iter().any(is_behind) {
             self.shared.recheck();
         }
-        sessions
+        for session in sessions {
+            if let Some(Ok(of_peer)) = observed.get_mut(&session.peer) {
+                of_peer.push(session);
+            }
+        }
+        observed.extend(unseen.into_iter().map(|(peer, error)| (peer, Err(error))));
+        observed
     }
 }
 

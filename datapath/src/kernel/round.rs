@@ -172,11 +172,7 @@ impl Round {
         }
         for (found, error) in missed.refused {
             self.unsettled += 1;
-            let problem = format!(
-                "{}: its process cannot be looked into ({error}): CAP_SYS_PTRACE is needed, and \
-                 kernel.yama.ptrace_scope below 3",
-                found.name()
-            );
+            let problem = found.refusal(&error);
             self.trouble(found.peer.as_ref().map(|peer| &peer.name), &problem);
             self.refused.push(problem.clone());
             self.problems.push(problem);

@@ -1,5 +1,7 @@
 //! What the kernel tells of sessions: the same as the other backend's, by its own counters.
 
+use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use ao_sys::tcp_socket::{self, Facts};
 
 use super::sockets::{self, Concerned, Found, Opener};
 use super::wanted::Target;
+use crate::keys::KeyError;
 use crate::report::{KeyUse, Session, SessionState};
 use crate::settings::Backend;
 use crate::sockets::{connection_of, vrf_name};
@@ -39,35 +42,72 @@ impl ActiveSessions {
     }
 }
 
-/// The sessions there are now.
+/// The sessions there are now, as far as they can be looked at.
 pub(super) fn report(target: &Target, of: &Concerned, opener: &mut Opener) -> Vec<Session> {
-    let mut found = match sockets::find(target, of) {
-        Ok(found) => found,
+    match look(target, of, opener) {
+        Ok(seen) => seen.sessions,
         Err(error) => {
             tracing::warn!(%error, "sockets cannot be listed");
-            return Vec::new();
+            Vec::new()
         }
-    };
-    found.retain(|found| found.peer.is_some());
-    let mut sessions = Vec::new();
-    opener.for_each(&found, |found, socket, facts| {
-        let peer = found.peer.as_ref();
-        sessions.extend(peer.and_then(|peer| session(target, peer, found, socket.as_fd(), facts)));
-    });
-    sessions
+    }
 }
 
-/// Nothing for a session without TCP-AO, or one that ended meanwhile.
+/// What a look at sessions has brought.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub(super) sessions: Vec<Session>,
+    /// By peer: why there may be more.
+    pub(super) unseen: HashMap<Arc<str>, KeyError>,
+}
+
+/// The sessions there are now, and whose could not all be looked at.
+pub(super) fn look(target: &Target, of: &Concerned, opener: &mut Opener) -> io::Result<Seen> {
+    let mut found = sockets::find(target, of)?;
+    found.retain(|found| found.peer.is_some());
+    let mut seen = Seen::default();
+    let missed = opener.for_each(&found, |found, socket, facts| {
+        let Some(peer) = found.peer.as_ref() else {
+            return;
+        };
+        match session(target, peer, found, socket.as_fd(), facts) {
+            Ok(session) => seen.sessions.extend(session),
+            Err(error) => {
+                let error = KeyError::Socket(format!("{}: {error}", found.name()));
+                seen.unseen.insert(Arc::clone(&peer.name), error);
+            }
+        }
+    });
+    // A handshake hides nothing: anyone can begin one, by a SYN sent once more, and what comes of
+    // it has the listener's keys of then.
+    let waiting = missed.orphans.iter().filter(|found| found.waits());
+    let waiting = waiting.map(|found| {
+        let session = found.name();
+        (*found, KeyError::NotAccepted { session })
+    });
+    let refused = missed.refused.iter();
+    let refused = refused.map(|(found, error)| (*found, KeyError::Socket(found.refusal(error))));
+    for (found, error) in waiting.chain(refused) {
+        if let Some(peer) = &found.peer {
+            seen.unseen.insert(Arc::clone(&peer.name), error);
+        }
+    }
+    Ok(seen)
+}
+
+/// Nothing for a session without TCP-AO.
 fn session(
     target: &Target,
     peer: &Peer,
     found: &Found,
     socket: BorrowedFd<'_>,
     facts: &Facts,
-) -> Option<Session> {
-    let info = tcp_ao::info(socket).ok()??;
-    let keys = tcp_ao::keys(socket).ok()?;
-    Some(Session {
+) -> io::Result<Option<Session>> {
+    let Some(info) = tcp_ao::info(socket)? else {
+        return Ok(None);
+    };
+    let keys = tcp_ao::keys(socket)?;
+    Ok(Some(Session {
         peer: Arc::clone(&peer.name),
         backend: Backend::Kernel,
         local: found.socket.local,
@@ -94,7 +134,7 @@ fn session(
         segments_sent: tcp_socket::segments_out(socket).unwrap_or_default(),
         snd_sne: None,
         rcv_sne: None,
-    })
+    }))
 }
 
 fn state(state: TcpState) -> SessionState {

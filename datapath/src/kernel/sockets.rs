@@ -42,6 +42,15 @@ impl Found {
             Some(_) => crate::sockets::name(&self.socket),
         }
     }
+
+    /// Why its process would not let us have it, for messages.
+    pub(super) fn refusal(&self, error: &io::Error) -> String {
+        format!(
+            "{}: its process cannot be looked into ({error}): CAP_SYS_PTRACE is needed, and \
+             kernel.yama.ptrace_scope below 3",
+            self.name()
+        )
+    }
 }
 
 /// Whose sockets may get keys. Whoever has a socket can read the keys on it, so that one of just

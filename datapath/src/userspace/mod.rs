@@ -33,8 +33,8 @@ use self::worker::{Command, Handle, Shared, Worker};
 use crate::abort::AbortOnPanic;
 use crate::datapath::StartError;
 use crate::firewall::Queues;
-use crate::keys::{Arrangement, Carrier, KeyError, KeyOf, Proofs, Removal};
-use crate::report::{Report, Session};
+use crate::keys::{Arrangement, Carrier, KeyError, KeyOf, Observed, Proofs, Removal, unobserved};
+use crate::report::Report;
 use crate::settings::{Settings, Strip};
 
 /// How often connections are compared with the sockets the kernel has.
@@ -257,18 +257,26 @@ impl Carrier for Userspace {
         self.adopt(&arrangement, keys.len())
     }
 
-    fn observe(&self, peers: &[Arc<str>]) -> Vec<Session> {
+    fn observe(&self, peers: &[Arc<str>]) -> Observed {
         let links = self.shared.links();
-        let peers: Arc<HashSet<Arc<str>>> = Arc::new(peers.iter().cloned().collect());
+        // Before the workers are asked: what one takes up meanwhile is told twice rather than not.
+        let restored = self.shared.restored.sessions(&self.policy(), &links);
+        let wanted: Arc<HashSet<Arc<str>>> = Arc::new(peers.iter().cloned().collect());
         let answers = ask(&self.workers, |reply| {
-            Command::Observe(Arc::clone(&peers), reply)
+            Command::Observe(Arc::clone(&wanted), reply)
         });
-        let seen = answers.iter().flat_map(|(_, sessions)| sessions);
-        let mut sessions: Vec<Session> = seen.map(|view| view.report(&links)).collect();
-        let policy = self.policy();
-        let restored = self.shared.restored.sessions(&policy, &links);
-        sessions.extend(restored.into_iter().filter(|it| peers.contains(&it.peer)));
-        sessions
+        if answers.len() < self.workers.len() {
+            return unobserved(peers, &KeyError::Unanswered);
+        }
+        let met = answers.iter().flat_map(|(_, sessions)| sessions);
+        let none = peers.iter().map(|peer| (Arc::clone(peer), Ok(Vec::new())));
+        let mut observed: Observed = none.collect();
+        for session in met.map(|view| view.report(&links)).chain(restored) {
+            if let Some(Ok(of_peer)) = observed.get_mut(&session.peer) {
+                of_peer.push(session);
+            }
+        }
+        observed
     }
 }
 

@@ -52,7 +52,11 @@ fn delete(end: &mut End, id: u8, removal: Removal) -> Outcome {
 }
 
 fn observe(end: &mut End) -> Vec<Session> {
-    end.ask(|it| it.observe(&[name(), "nobody".into()]))
+    end.ask(|it| {
+        let mut observed = it.observe(&[name(), "nobody".into()]);
+        assert!(!observed.contains_key("nobody"));
+        observed.remove(&name()).unwrap().unwrap()
+    })
 }
 
 fn one_session(end: &mut End) -> Session {

@@ -221,6 +221,11 @@ impl Rollover {
         }
     }
 
+    /// What was not seen shows nothing; it is looked for again.
+    pub(super) fn not_observed(&mut self) {
+        self.watch.asked = false;
+    }
+
     pub(super) fn verified(&self, number: u64) -> u64 {
         self.locals
             .get(&number)

@@ -95,6 +95,8 @@ pub enum Event {
         /// Every session of the peer.
         sessions: Vec<SessionKeys>,
     },
+    /// The other answer to [`Action::Observe`]: there may be sessions that cannot be looked at now.
+    NotObserved,
 }
 
 /// Something to do, after the record is on disk.
@@ -127,7 +129,7 @@ pub enum Action {
         /// fails.
         forced: bool,
     },
-    /// Look at all sessions now. Answered by [`Event::Observed`].
+    /// Look at all sessions now. Answered by [`Event::Observed`] or [`Event::NotObserved`].
     Observe {
         /// Whether quiet sessions may be made to speak: a proof waits for them.
         nudge: bool,

@@ -162,6 +162,7 @@ impl Rollover {
                 self.observed(now, &seen);
                 sessions = Some(seen);
             }
+            Event::NotObserved => self.not_observed(),
         }
         self.advance(now, sessions.as_deref(), random);
         if let Some(refusal) = reply {

@@ -435,6 +435,7 @@ impl World {
             Action::Install { number, .. } if fails => Event::InstallFailed { number, reason },
             Action::Select { number, .. } if fails => Event::SelectFailed { number, reason },
             Action::Delete { number, .. } if fails => Event::DeleteFailed { number, reason },
+            Action::Observe { .. } if fails => Event::NotObserved,
             Action::Install { number, mkt } => {
                 self.ends[index].backend.install(Key { number, mkt });
                 Event::Installed { number }

@@ -58,8 +58,8 @@ impl Backend for Fake {
         vec![Ok(()); keys.len()]
     }
 
-    fn observe(&self, peers: &[Arc<str>]) -> Vec<Vec<SessionKeys>> {
-        vec![Vec::new(); peers.len()]
+    fn observe(&self, peers: &[Arc<str>]) -> Vec<Result<Vec<SessionKeys>, String>> {
+        vec![Ok(Vec::new()); peers.len()]
     }
 
     fn nudge(&self, _: &[Arc<str>]) {}

@@ -113,6 +113,44 @@ fn the_first_key_is_always_one_to_send_with() {
     assert_eq!(peer.accept_only, [2]);
 }
 
+fn session(current_key: u8, rnext_key: u8) -> Session {
+    Session {
+        peer: "p".into(),
+        local: (HERE, 179).into(),
+        remote: (FAR, 40_000).into(),
+        vrf: None,
+        backend: Backend::Kernel,
+        state: SessionState::Established,
+        current_key,
+        rnext_key,
+        segments_good: 0,
+        segments_bad: 0,
+        segments_unsigned: 0,
+        segments_sent: 0,
+        key_not_found: 0,
+        dropped_icmp: 0,
+        keys: Vec::new(),
+        snd_sne: None,
+        rcv_sne: None,
+    }
+}
+
+#[test]
+fn a_key_is_unused_only_where_all_sessions_can_be_seen() {
+    let peer = served(&[1, 2, 3]);
+    let sessions = Ok(vec![session(1, 2)]);
+    for (send_id, is_used) in [(1, true), (2, true), (3, false)] {
+        let checked = check_unused(&peer, send_id, Some(&sessions));
+        assert_eq!(checked.is_err(), is_used, "{send_id}: {checked:?}");
+    }
+    check_unused(&peer, 3, Some(&Ok(Vec::new()))).unwrap();
+    assert_eq!(
+        check_unused(&peer, 3, Some(&Err(KeyError::Unanswered))),
+        Err(KeyError::Unanswered)
+    );
+    assert_eq!(check_unused(&peer, 3, None), Err(KeyError::UnknownPeer));
+}
+
 trait WithRecvId {
     fn clone_with_recv_id(&self, recv_id: u8) -> Mkt;
 }
@@ -176,6 +214,11 @@ impl Lab {
 
     fn select(&self, peer: &str, id: u8) -> Result<(), KeyError> {
         self.datapath.select(&[(peer.into(), id)]).remove(0)
+    }
+
+    fn sessions(&self) -> Vec<Session> {
+        let observed = self.datapath.observe(&["far".into()]).remove("far");
+        observed.unwrap().unwrap()
     }
 
     fn delete(&self, id: u8, removal: Removal) -> Result<(), KeyError> {
@@ -307,7 +350,7 @@ fn a_session_of_the_kernel_goes_from_key_to_key() {
 
         tcp_ao::select(far.as_fd(), None, Some(2)).unwrap();
         say(&mut far, &mut near);
-        let [session] = &lab.datapath.observe(&["far".into()])[..] else {
+        let [session] = &lab.sessions()[..] else {
             panic!("one session")
         };
         assert_eq!((session.current_key, session.rnext_key), (2, 2));
@@ -372,6 +415,14 @@ fn sessions_that_begin_in_mid_change_get_the_new_key() {
         wait_until("the far end's connection is up", is_up);
         let waits = lab.install("far", 2).unwrap_err();
         assert!(matches!(waits, KeyError::NotAccepted { .. }), "{waits}");
+        // What cannot be looked at may use the key.
+        let unseen = lab.datapath.observe(&["far".into()]).remove("far");
+        assert!(
+            matches!(unseen, Some(Err(KeyError::NotAccepted { .. }))),
+            "{unseen:?}"
+        );
+        let refused = lab.delete(2, Removal::Unused).unwrap_err();
+        assert!(matches!(refused, KeyError::NotAccepted { .. }), "{refused}");
         assert_eq!(installed(&listener), [1, 2], "done where it can be");
         let mut near = accepted(&listener);
         lab.install("far", 2).unwrap();
@@ -381,7 +432,7 @@ fn sessions_that_begin_in_mid_change_get_the_new_key() {
         let _second = far_end(&[1, 2]);
         let late = accepted(&listener);
         assert_eq!(installed(&late), [1, 2]);
-        assert_eq!(lab.datapath.observe(&["far".into()]).len(), 2);
+        assert_eq!(lab.sessions().len(), 2);
         wait_until("the late session asks for the new key", || {
             in_use(&late).1 == 2
         });

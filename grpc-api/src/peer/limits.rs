@@ -1,39 +1,48 @@
 //! Who gets in, and how often it may call.
 //!
 //! Until its certificate is verified a connection is *pending*. Strangers, who come from addresses
-//! that no partner has, share a small part of the room, and the newest closes the oldest: a silent
-//! flood neither takes the partners' room nor keeps out a partner that calls from elsewhere,
-//! because a handshake takes less time than the flood needs to fill that part again.
+//! that no partner has, share a part of the room, and never take the partners'. Within that part
+//! the newest closes the oldest one of the source that has most. A partner that calls from
+//! elsewhere has one or two there, so however many connections a flood opens, it keeps that partner
+//! out only if as many new sources as strangers have places appear during one handshake.
 
+use std::cmp::Reverse;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
 
 /// What a [`PeerServer`](super::PeerServer) takes before it refuses.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections altogether, some 50 KiB each. Partners wait for room, strangers are refused.
-    /// Default 256.
+    /// Connections altogether, some 50 KiB each. Partners wait for room as long as a handshake may
+    /// take, strangers are refused. Default 256.
     pub connections: usize,
+    /// Connections that wait for room. Default 512.
+    pub waiting: usize,
     /// Of these, connections of strangers whose handshake is under way. Default 128.
     pub strangers: usize,
-    /// Connections from one source (IPv4 address or IPv6 /64) whose handshake is under way, for
-    /// each partner expected there. Default 16.
+    /// Connections from one source (IPv4 address or IPv6 /64) whose handshake is under way, and as
+    /// many that wait for room, for each partner expected there. Default 16.
     pub pending_per_source: usize,
-    /// Connections of one partner whose handshake is complete. Default 16.
+    /// Connections of one partner whose handshake is complete. Default 8.
     pub per_partner: usize,
     /// Longest time for a handshake. Default 5 s.
     pub handshake: Duration,
     /// Longest time for a call. Default 10 s.
     pub call: Duration,
+    /// A connection whose first call has not begun this long after the handshake is closed.
+    /// Default 2 s.
+    pub first_call: Duration,
     /// After this time a connection takes no further call. Default 15 s.
     pub connection: Duration,
-    /// Calls of one partner per second. Default 20.
+    /// Calls of one partner per second. A rollover takes two or three. Default 4.
     pub calls_per_second: u32,
-    /// Calls of one partner at once, after a time without. Default 40.
+    /// Calls of one partner at once, after a time without. Default 24.
     pub calls_burst: u32,
 }
 
@@ -41,14 +50,16 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 256,
+            waiting: 512,
             strangers: 128,
             pending_per_source: 16,
-            per_partner: 16,
+            per_partner: 8,
             handshake: Duration::from_secs(5),
             call: Duration::from_secs(10),
+            first_call: Duration::from_secs(2),
             connection: Duration::from_secs(15),
-            calls_per_second: 20,
-            calls_burst: 40,
+            calls_per_second: 4,
+            calls_burst: 24,
         }
     }
 }
@@ -58,6 +69,8 @@ impl Default for Limits {
 pub(super) enum Full {
     #[error("too many connections at once")]
     Connections,
+    #[error("too many connections wait for room")]
+    Waiting,
     #[error("too many connections of this peer at once")]
     Partner,
 }
@@ -77,6 +90,8 @@ struct Room {
     pending: BTreeMap<u64, Pending>,
     authenticated: usize,
     partners: HashMap<Arc<str>, usize>,
+    /// Those that wait for room, by source.
+    waiting: HashMap<IpAddr, usize>,
 }
 
 struct Pending {
@@ -90,6 +105,15 @@ struct Pending {
 pub(super) struct Place {
     admission: Arc<Admission>,
     holder: Holder,
+}
+
+/// A place, and what completes when it has to be given to another.
+pub(super) type Entered = (Place, oneshot::Receiver<()>);
+
+/// One that waits for room; no longer when dropped.
+struct Turn<'a> {
+    admission: &'a Admission,
+    source: IpAddr,
 }
 
 enum Holder {
@@ -106,33 +130,23 @@ impl Admission {
         }
     }
 
-    /// Completes when a place was given back, now or since the last time; it may be taken again.
-    pub(super) async fn freed(&self) {
-        self.freed.notified().await;
-    }
-
-    /// A place for a connection from `address`, where `expected` partners are; and what completes
-    /// when the place has to be given to another.
+    /// A place for a connection from `address`, where `expected` partners are.
     pub(super) fn enter(
         self: &Arc<Self>,
         address: IpAddr,
         expected: usize,
-    ) -> Result<(Place, oneshot::Receiver<()>), Full> {
+    ) -> Result<Entered, Full> {
         let source = source(address);
         let stranger = expected == 0;
         let mut room = self.room();
-        let per_source = self
-            .limits
-            .pending_per_source
-            .saturating_mul(expected.max(1));
-        room.shrink(per_source, |pending| {
+        room.shrink(self.per_source(expected), |pending| {
             pending.source == source && pending.stranger == stranger
         });
         if stranger {
             room.shrink(self.limits.strangers, |pending| pending.stranger);
         }
         let full = room.used() >= self.limits.connections;
-        if full && (stranger || !room.close_stranger()) {
+        if full && (stranger || !room.close_one(|pending| pending.stranger)) {
             return Err(Full::Connections);
         }
         let (keep, evicted) = oneshot::channel();
@@ -149,6 +163,42 @@ impl Admission {
         Ok((Place { admission, holder }, evicted))
     }
 
+    /// The same as soon as there is room. Partners are so many that all of them may call at once.
+    pub(super) async fn wait(
+        self: &Arc<Self>,
+        address: IpAddr,
+        expected: usize,
+    ) -> Result<Entered, Full> {
+        let _turn = self.turn(source(address), expected)?;
+        let entered = async {
+            loop {
+                self.freed.notified().await;
+                if let Ok(entered) = self.enter(address, expected) {
+                    return entered;
+                }
+            }
+        };
+        let entered = timeout(self.limits.handshake, entered).await;
+        entered.map_err(|_| Full::Connections)
+    }
+
+    fn turn(&self, source: IpAddr, expected: usize) -> Result<Turn<'_>, Full> {
+        let mut room = self.room();
+        let all: usize = room.waiting.values().sum();
+        let here = room.waiting.get(&source).copied().unwrap_or(0);
+        if all >= self.limits.waiting || here >= self.per_source(expected) {
+            return Err(Full::Waiting);
+        }
+        room.waiting.insert(source, here + 1);
+        let admission = self;
+        Ok(Turn { admission, source })
+    }
+
+    fn per_source(&self, expected: usize) -> usize {
+        let each = self.limits.pending_per_source;
+        each.saturating_mul(expected.max(1))
+    }
+
     fn room(&self) -> MutexGuard<'_, Room> {
         self.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -159,37 +209,58 @@ impl Room {
         self.pending.len() + self.authenticated
     }
 
-    /// Closes the oldest of those that `counts` until there is one less than `limit`.
+    /// Closes some of those that `counts` until there is one less than `limit`.
     fn shrink(&mut self, limit: usize, counts: impl Fn(&Pending) -> bool) {
-        let matching = self.pending.iter().filter(|(_, pending)| counts(pending));
-        let numbers: Vec<u64> = matching.map(|(&number, _)| number).collect();
-        let excess = (numbers.len() + 1).saturating_sub(limit);
-        for number in numbers.into_iter().take(excess) {
-            self.pending.remove(&number);
+        let matching = self.pending.values().filter(|pending| counts(pending));
+        let excess = (matching.count() + 1).saturating_sub(limit);
+        for _ in 0..excess {
+            self.close_one(&counts);
         }
     }
 
-    fn close_stranger(&mut self) -> bool {
-        let oldest = self.pending.iter().find(|(_, pending)| pending.stranger);
-        let oldest = oldest.map(|(&number, _)| number);
-        oldest.is_some_and(|number| self.pending.remove(&number).is_some())
+    /// Of those that `counts`, closes the oldest one of the source that has most; between equals
+    /// the oldest. Whether there was one.
+    fn close_one(&mut self, counts: impl Fn(&Pending) -> bool) -> bool {
+        let mut sources = HashMap::new();
+        for (&number, pending) in &self.pending {
+            if counts(pending) {
+                let oldest = Reverse(number);
+                let (held, _) = sources.entry(pending.source).or_insert((0, oldest));
+                *held += 1;
+            }
+        }
+        let fullest = sources.into_values().max();
+        fullest.is_some_and(|(_, Reverse(number))| self.pending.remove(&number).is_some())
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut room = self.admission.room();
+        if let Entry::Occupied(mut here) = room.waiting.entry(self.source) {
+            *here.get_mut() -= 1;
+            if *here.get() == 0 {
+                here.remove();
+            }
+        }
     }
 }
 
 impl Place {
-    /// The certificate is `partner`'s.
-    pub(super) fn authenticated(&mut self, partner: &Arc<str>) -> Result<(), Full> {
+    /// The certificate is that of `partners` partners, `first` among them.
+    pub(super) fn authenticated(&mut self, first: &Arc<str>, partners: usize) -> Result<(), Full> {
+        let limit = self.admission.limits.per_partner.saturating_mul(partners);
         let mut room = self.admission.room();
-        let count = room.partners.get(partner).copied().unwrap_or(0);
-        if count >= self.admission.limits.per_partner {
+        let count = room.partners.get(first).copied().unwrap_or(0);
+        if count >= limit {
             return Err(Full::Partner);
         }
         if let Holder::Pending(number) = self.holder {
             // When it was just evicted, the certificate came in time nevertheless.
             room.pending.remove(&number);
             room.authenticated += 1;
-            room.partners.insert(Arc::clone(partner), count + 1);
-            self.holder = Holder::Partner(Arc::clone(partner));
+            room.partners.insert(Arc::clone(first), count + 1);
+            self.holder = Holder::Partner(Arc::clone(first));
         }
         Ok(())
     }
@@ -233,6 +304,8 @@ pub(super) struct CallRate {
 }
 
 struct Bucket {
+    /// How many partners call with it.
+    partners: f64,
     tokens: f64,
     filled: Instant,
 }
@@ -246,17 +319,21 @@ impl CallRate {
         }
     }
 
-    /// Whether `partner` may call now; counts it if so.
-    pub(super) fn allows(&self, partner: &Arc<str>, now: Instant) -> bool {
+    /// Whether `first` may call now, whose certificate is that of `partners` partners; counts it if
+    /// so.
+    pub(super) fn allows(&self, first: &Arc<str>, partners: usize, now: Instant) -> bool {
+        let partners = f64::from(u32::try_from(partners).unwrap_or(u32::MAX));
+        let burst = partners * self.burst;
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         // A full bucket is as good as none, so partners that are gone leave nothing behind.
-        buckets.retain(|name, bucket| name == partner || self.tokens(bucket, now) < self.burst);
-        let bucket = buckets.entry(Arc::clone(partner)).or_insert(Bucket {
-            tokens: self.burst,
+        buckets.retain(|name, bucket| name == first || !self.refilled(bucket, now));
+        let bucket = buckets.entry(Arc::clone(first)).or_insert(Bucket {
+            partners,
+            tokens: burst,
             filled: now,
         });
-        bucket.tokens = self.tokens(bucket, now);
-        bucket.filled = now;
+        bucket.partners = partners;
+        self.refilled(bucket, now);
         if bucket.tokens < 1.0 {
             return false;
         }
@@ -264,9 +341,13 @@ impl CallRate {
         true
     }
 
-    fn tokens(&self, bucket: &Bucket, now: Instant) -> f64 {
+    /// Adds what came in since the last time; whether it is full.
+    fn refilled(&self, bucket: &mut Bucket, now: Instant) -> bool {
         let waited = now.saturating_duration_since(bucket.filled).as_secs_f64();
-        (bucket.tokens + waited * self.per_second).min(self.burst)
+        let full = bucket.partners * self.burst;
+        bucket.tokens = (bucket.tokens + waited * bucket.partners * self.per_second).min(full);
+        bucket.filled = now;
+        bucket.tokens >= full
     }
 }
 
@@ -312,6 +393,49 @@ mod tests {
     }
 
     #[test]
+    fn the_source_with_most_loses_its_oldest() {
+        let admission = admission(20, 4, 9);
+        let enter = |from: &str| admission.enter(ip(from), 0).unwrap();
+        let (_roaming, mut roaming) = enter("10.0.0.1");
+        let mut flood: Vec<_> = (0..9).map(|_| enter("10.0.0.2")).collect();
+        assert!(!closed(&mut roaming));
+        let open = flood.iter_mut().map(|(_, evicted)| !closed(evicted));
+        let open: Vec<bool> = open.collect();
+        assert_eq!(open[6..], [true; 3]);
+        assert!(!open[..6].contains(&true), "{open:?}");
+        // As many sources as there are places, and one more.
+        let _others: Vec<_> = (3..6).map(|n| enter(&format!("10.0.0.{n}"))).collect();
+        assert!(closed(&mut roaming));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn partners_wait_for_room_in_limited_number_and_time() {
+        let admission = Arc::new(Admission::new(Limits {
+            connections: 1,
+            waiting: 3,
+            pending_per_source: 2,
+            ..Limits::default()
+        }));
+        let (held, _evicted) = admission.enter(ip("10.0.0.1"), 1).unwrap();
+        let begun = tokio::time::Instant::now();
+        let wait = |from| admission.wait(ip(from), 1);
+        let (a, b, c, d, e) = tokio::join!(
+            wait("10.0.0.1"),
+            wait("10.0.0.1"),
+            wait("10.0.0.1"),
+            wait("10.0.0.2"),
+            wait("10.0.0.3"),
+        );
+        let results = [a, b, c, d, e].map(Result::err);
+        let (late, many) = (Some(Full::Connections), Some(Full::Waiting));
+        assert_eq!(results, [late, late, many, late, many]);
+        assert_eq!(begun.elapsed(), admission.limits.handshake);
+        assert!(admission.room().waiting.is_empty());
+        let (entered, ()) = tokio::join!(wait("10.0.0.2"), async { drop(held) });
+        assert!(entered.is_ok());
+    }
+
+    #[test]
     fn strangers_take_their_part_and_no_more() {
         let admission = admission(4, 2, 9);
         let mut strangers: Vec<_> = (0..9)
@@ -347,9 +471,11 @@ mod tests {
             .collect();
         let results: Vec<_> = places
             .iter_mut()
-            .map(|place| place.authenticated(&name))
+            .map(|place| place.authenticated(&name, 1))
             .collect();
         assert_eq!(results, [Ok(()), Ok(()), Err(Full::Partner)]);
+        // A second partner with the same certificate has as much.
+        assert_eq!(places[2].authenticated(&name, 2), Ok(()));
         assert_eq!(admission.room().used(), 3);
         drop(places);
         assert_eq!(admission.room().used(), 0);
@@ -361,16 +487,28 @@ mod tests {
         let rate = CallRate::new(&Limits::default());
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         let start = Instant::now();
-        let granted = (0..100).filter(|_| rate.allows(&a, start)).count();
-        assert_eq!(granted, 40);
-        assert!(rate.allows(&b, start));
+        let granted = (0..100).filter(|_| rate.allows(&a, 1, start)).count();
+        assert_eq!(granted, 24);
+        assert!(rate.allows(&b, 1, start));
         let later = start + Duration::from_millis(500);
-        let granted = (0..100).filter(|_| rate.allows(&a, later)).count();
-        assert_eq!(granted, 10);
+        let granted = (0..100).filter(|_| rate.allows(&a, 1, later)).count();
+        assert_eq!(granted, 2);
         assert_eq!(
             rate.buckets.lock().unwrap().len(),
             1,
             "b's bucket is full again"
         );
+    }
+
+    #[test]
+    fn partners_with_one_certificate_have_the_calls_of_all() {
+        let rate = CallRate::new(&Limits::default());
+        let a: Arc<str> = "a".into();
+        let start = Instant::now();
+        let granted = (0..100).filter(|_| rate.allows(&a, 3, start)).count();
+        assert_eq!(granted, 72);
+        let later = start + Duration::from_millis(500);
+        let granted = (0..100).filter(|_| rate.allows(&a, 3, later)).count();
+        assert_eq!(granted, 6);
     }
 }

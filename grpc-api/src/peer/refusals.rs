@@ -1,12 +1,13 @@
-//! Refusals in the log: each kind once a second at most, with how many were left out.
+//! Refusals in the log: each kind once a second at most, with how many were left out. Strangers
+//! share a line; every partner has its own, so that no flood hides what is wrong with it.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Shortest time between two lines about the same kind.
+/// Shortest time between two lines about the same kind and the same origin.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is refused.
@@ -24,16 +25,30 @@ pub(super) enum Kind {
     Rate,
     /// A call in a version that is not served.
     Version,
-    /// A view that is not one.
+    /// A call that is not one, by its framing or its content.
     Malformed,
-    /// A call that the handler refused.
+    /// A call that the handler refused for another reason.
     Call,
-    /// A call or connection that took too long.
+    /// A call that took too long, or a connection that brought none or did not end in time.
     Slow,
 }
 
+/// Who is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Origin {
+    /// Nobody yet: nothing was accepted.
+    Nobody,
+    /// Whoever has no partner's address.
+    Stranger,
+    /// Whoever has this address, where a partner is.
+    Expected(IpAddr),
+    /// A partner, by its certificate.
+    Partner(Arc<str>),
+}
+
+/// It has as many lines as there are kinds, for each partner that was ever configured.
 #[derive(Default)]
-pub(super) struct RefusalLog(Mutex<HashMap<Kind, Line>>);
+pub(super) struct RefusalLog(Mutex<HashMap<(Kind, Origin), Line>>);
 
 struct Line {
     written: Instant,
@@ -41,9 +56,15 @@ struct Line {
 }
 
 impl RefusalLog {
-    /// Writes a line, unless one of this kind was written within the last second.
-    pub(super) fn note(&self, kind: Kind, from: Option<SocketAddr>, reason: &dyn fmt::Display) {
-        let Some(left_out) = self.due(kind, Instant::now()) else {
+    /// Writes a line, unless one of this kind and origin was written within the last second.
+    pub(super) fn note(
+        &self,
+        kind: Kind,
+        origin: Origin,
+        from: Option<SocketAddr>,
+        reason: &dyn fmt::Display,
+    ) {
+        let Some(left_out) = self.due(kind, origin, Instant::now()) else {
             return;
         };
         match from {
@@ -53,9 +74,10 @@ impl RefusalLog {
     }
 
     /// How many were left out since the last line, if a line is due.
-    fn due(&self, kind: Kind, now: Instant) -> Option<u64> {
+    fn due(&self, kind: Kind, origin: Origin, now: Instant) -> Option<u64> {
+        let key = (kind, origin);
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match lines.get_mut(&kind) {
+        match lines.get_mut(&key) {
             Some(line) if now.saturating_duration_since(line.written) < INTERVAL => {
                 line.left_out += 1;
                 None
@@ -66,7 +88,7 @@ impl RefusalLog {
                     written: now,
                     left_out: 0,
                 };
-                lines.insert(kind, line);
+                lines.insert(key, line);
                 Some(left_out)
             }
         }
@@ -81,12 +103,25 @@ mod tests {
     fn a_flood_is_one_line_a_second() {
         let log = RefusalLog::default();
         let start = Instant::now();
-        assert_eq!(log.due(Kind::Room, start), Some(0));
+        let due = |kind, now| log.due(kind, Origin::Stranger, now);
+        assert_eq!(due(Kind::Room, start), Some(0));
         for _ in 0..5 {
-            assert_eq!(log.due(Kind::Room, start), None);
+            assert_eq!(due(Kind::Room, start), None);
         }
-        assert_eq!(log.due(Kind::Rate, start), Some(0));
-        assert_eq!(log.due(Kind::Room, start + INTERVAL), Some(5));
-        assert_eq!(log.due(Kind::Room, start + 2 * INTERVAL), Some(0));
+        assert_eq!(due(Kind::Rate, start), Some(0));
+        assert_eq!(due(Kind::Room, start + INTERVAL), Some(5));
+        assert_eq!(due(Kind::Room, start + 2 * INTERVAL), Some(0));
+    }
+
+    #[test]
+    fn a_flood_of_strangers_hides_no_partner() {
+        let log = RefusalLog::default();
+        let start = Instant::now();
+        let expected = Origin::Expected([192, 0, 2, 1].into());
+        let partner = Origin::Partner("a".into());
+        for origin in [Origin::Stranger, expected, partner] {
+            assert_eq!(log.due(Kind::Handshake, origin.clone(), start), Some(0));
+            assert_eq!(log.due(Kind::Handshake, origin, start), None);
+        }
     }
 }

@@ -5,28 +5,32 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use keymgr::identity::Fingerprint;
 use keymgr::rollover::message::Message;
 use nix::sys::socket::{setsockopt, sockopt::Ipv6V6Only};
+use rustls::Error;
 use rustls::pki_types::UnixTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tonic::body::Body;
 use tonic::codegen::Service;
+use tonic::codegen::http::{Request, Response};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
-use super::limits::{Admission, CallRate, Full, Limits, Place};
-use super::refusals::{Kind, RefusalLog};
+use super::limits::{Admission, CallRate, Entered, Limits};
+use super::refusals::{Kind, Origin, RefusalLog};
 use super::trust::{Partners, explain};
 use super::{MAX_MESSAGE, PeerIdentity, VERSIONS, VERSIONS_METADATA, tls, wire};
 use crate::v1;
@@ -100,7 +104,7 @@ pub enum BindError {
     },
     /// TLS cannot be set up with this identity.
     #[error("cannot set up TLS: {0}")]
-    Tls(#[from] rustls::Error),
+    Tls(#[from] Error),
 }
 
 /// Listens for peers.
@@ -226,31 +230,45 @@ impl<H: Handler> Shared<H> {
                 () = life.stop() => return,
             };
             match accepted {
-                Ok((tcp, from)) => tokio::select! {
-                    () = self.admit(tcp, from, life.clone()) => {}
-                    () = life.stop() => return,
-                },
+                Ok((tcp, from)) => self.admit(tcp, from, life.clone()),
                 Err(error) => {
-                    self.refusals.note(Kind::Accept, None, &error);
+                    self.refusals
+                        .note(Kind::Accept, Origin::Nobody, None, &error);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 
-    /// Partners are so many that all of them may call at once: while there is no room for one, the
-    /// kernel keeps the others.
-    async fn admit(self: &Arc<Self>, tcp: TcpStream, from: SocketAddr, life: Life) {
+    fn admit(self: &Arc<Self>, tcp: TcpStream, from: SocketAddr, life: Life) {
         let expected = self.partners.at(from.ip());
-        loop {
-            match self.admission.enter(from.ip(), expected) {
-                Ok((place, evicted)) => {
-                    tokio::spawn(Arc::clone(self).connection(tcp, from, place, evicted, life));
-                    return;
-                }
-                Err(Full::Connections) if expected > 0 => self.admission.freed().await,
-                Err(full) => return self.refusals.note(Kind::Room, Some(from), &full),
+        let shared = Arc::clone(self);
+        match self.admission.enter(from.ip(), expected) {
+            Ok(entered) => {
+                tokio::spawn(shared.connection(tcp, from, entered, life));
             }
+            Err(_) if expected > 0 => {
+                tokio::spawn(shared.wait(tcp, from, expected, life));
+            }
+            Err(full) => self.refuse(Kind::Room, from, &full),
+        }
+    }
+
+    /// Lets a partner's connection wait for room, without the others behind it.
+    async fn wait(
+        self: Arc<Self>,
+        tcp: TcpStream,
+        from: SocketAddr,
+        expected: usize,
+        mut life: Life,
+    ) {
+        let entered = tokio::select! {
+            entered = self.admission.wait(from.ip(), expected) => entered,
+            () = life.stop() => return,
+        };
+        match entered {
+            Ok(entered) => self.connection(tcp, from, entered, life).await,
+            Err(full) => self.refuse(Kind::Room, from, &full),
         }
     }
 
@@ -258,40 +276,26 @@ impl<H: Handler> Shared<H> {
         self: Arc<Self>,
         tcp: TcpStream,
         from: SocketAddr,
-        mut place: Place,
-        evicted: oneshot::Receiver<()>,
+        (mut place, evicted): Entered,
         mut life: Life,
     ) {
         let tls = tokio::select! {
             tls = self.handshake(tcp, from) => tls,
             _ = evicted => {
                 let reason = "closed before its handshake, to make room for newer connections";
-                return self.refusals.note(Kind::Room, Some(from), &reason);
+                return self.refuse(Kind::Room, from, &reason);
             }
             () = life.stop() => return,
         };
         let Some(tls) = tls else { return };
-        let caller = match self.caller(&tls, from) {
-            Ok(caller) => caller,
-            Err(error) => {
-                return self
-                    .refusals
-                    .note(Kind::Handshake, Some(from), &explain(&error));
-            }
+        let client = match self.client(&tls, from) {
+            Ok(client) => client,
+            Err(error) => return self.refuse(Kind::Handshake, from, &explain(&error)),
         };
-        let Some(partner) = caller.partners.first().cloned() else {
-            return;
-        };
-        if let Err(full) = place.authenticated(&partner) {
-            let reason = format!("{partner}: {full}");
-            return self.refusals.note(Kind::Room, Some(from), &reason);
+        if let Err(full) = place.authenticated(&client.first, client.partners.len()) {
+            return self.refuse_client(Kind::Room, &client, None, &full);
         }
-        let calls = Calls {
-            shared: Arc::clone(&self),
-            caller,
-            partner,
-        };
-        self.serve(tls, calls, &mut life).await;
+        self.serve(tls, client, &mut life).await;
     }
 
     async fn handshake(&self, tcp: TcpStream, from: SocketAddr) -> Option<TlsStream<TcpStream>> {
@@ -299,8 +303,7 @@ impl<H: Handler> Shared<H> {
             match self.tls.accept(tcp).into_fallible().await {
                 Ok(tls) => Some(tls),
                 Err((error, tcp)) => {
-                    self.refusals
-                        .note(Kind::Handshake, Some(from), &handshake_failure(&error));
+                    self.refuse(Kind::Handshake, from, &handshake_failure(&error));
                     linger(tcp).await;
                     None
                 }
@@ -310,36 +313,31 @@ impl<H: Handler> Shared<H> {
             .await
             .unwrap_or_else(|_| {
                 let reason = format!("no handshake within {:?}", self.limits.handshake);
-                self.refusals.note(Kind::Silence, Some(from), &reason);
+                self.refuse(Kind::Silence, from, &reason);
                 None
             })
     }
 
-    fn caller(
-        &self,
-        tls: &TlsStream<TcpStream>,
-        from: SocketAddr,
-    ) -> Result<Caller, rustls::Error> {
+    fn client(&self, tls: &TlsStream<TcpStream>, address: SocketAddr) -> Result<Client, Error> {
         let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
         let (fingerprint, partners) = self.partners.identify(chain, UnixTime::now())?;
-        let address = from;
-        Ok(Caller {
+        let first = partners.first().ok_or(Error::NoCertificatesPresented)?;
+        Ok(Client {
+            first: Arc::clone(first),
             partners,
-            label: String::new(),
             fingerprint,
             address,
         })
     }
 
-    async fn serve(&self, tls: TlsStream<TcpStream>, calls: Calls<H>, life: &mut Life) {
-        let from = calls.caller.address;
-        let longest = self.limits.call;
-        let service = PeerKeyServiceServer::new(calls).max_decoding_message_size(MAX_MESSAGE);
-        let service = service_fn(move |request| {
-            let mut service = service.clone();
-            async move {
-                let answer = timeout(longest, service.call(request)).await;
-                answer.unwrap_or_else(|_| Ok(Status::deadline_exceeded("too slow").into_http()))
+    async fn serve(self: &Arc<Self>, tls: TlsStream<TcpStream>, client: Client, life: &mut Life) {
+        let client = Arc::new(client);
+        let called = Arc::new(Notify::new());
+        let service = service_fn({
+            let (shared, client, called) = (self.clone(), client.clone(), called.clone());
+            move |request| {
+                called.notify_one();
+                Arc::clone(&shared).call(Arc::clone(&client), request)
             }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
@@ -354,20 +352,99 @@ impl<H: Handler> Shared<H> {
             .auto_date_header(false)
             .serve_connection(TokioIo::new(tls), service);
         let mut connection = pin!(connection);
+        let no_call = async {
+            let first_call = called.notified();
+            if timeout(self.limits.first_call, first_call).await.is_ok() {
+                std::future::pending::<()>().await;
+            }
+        };
         let grace = tokio::select! {
+            // First, so that a call that has come is seen however late we look.
+            biased;
             // How it ended is the caller's business: each call was answered or logged.
             _ = connection.as_mut() => return,
-            () = tokio::time::sleep(self.limits.connection) => longest,
+            () = no_call => {
+                let reason = format!("no call within {:?}", self.limits.first_call);
+                return self.refuse_client(Kind::Slow, &client, None, &reason);
+            }
+            () = tokio::time::sleep(self.limits.connection) => self.limits.call,
             () = life.stop() => DRAIN,
         };
         connection.as_mut().graceful_shutdown();
         if timeout(grace, connection).await.is_err() {
-            self.refusals.note(
-                Kind::Slow,
-                Some(from),
-                &"the connection did not end in time",
-            );
+            let reason = "the connection did not end in time";
+            self.refuse_client(Kind::Slow, &client, None, &reason);
         }
+    }
+
+    /// One call, whatever it calls: all of them count, and every refusal is logged.
+    async fn call(
+        self: Arc<Self>,
+        client: Arc<Client>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Infallible> {
+        let call = Arc::new(Call {
+            handler: Arc::clone(&self.handler),
+            client: Arc::clone(&client),
+            label: OnceLock::new(),
+        });
+        let partners = client.partners.len();
+        let response = if self.rate.allows(&client.first, partners, Instant::now()) {
+            let service = PeerKeyServiceServer::from_arc(Arc::clone(&call));
+            let mut service = service.max_decoding_message_size(MAX_MESSAGE);
+            match timeout(self.limits.call, service.call(request)).await {
+                Ok(Ok(response)) => response,
+                Err(_) => Status::deadline_exceeded("too slow").into_http(),
+            }
+        } else {
+            Status::resource_exhausted("too many calls; wait a second").into_http()
+        };
+        let status = Status::from_header_map(response.headers());
+        if let Some(status) = status.filter(|status| status.code() != Code::Ok) {
+            let reason = match status.message() {
+                "" => status.code().description(),
+                message => message,
+            };
+            let label = call.label.get().map(String::as_str);
+            self.refuse_client(kind(status.code()), &client, label, &reason);
+        }
+        Ok(response)
+    }
+
+    /// Logs that somebody at `from` is refused, whose certificate is not known.
+    fn refuse(&self, kind: Kind, from: SocketAddr, reason: &dyn fmt::Display) {
+        let origin = match self.partners.at(from.ip()) {
+            0 => Origin::Stranger,
+            _ => Origin::Expected(from.ip().to_canonical()),
+        };
+        self.refusals.note(kind, origin, Some(from), reason);
+    }
+
+    /// Logs that `client` is refused, about the peering called `label`.
+    fn refuse_client(
+        &self,
+        kind: Kind,
+        client: &Client,
+        label: Option<&str>,
+        reason: &dyn fmt::Display,
+    ) {
+        let about = label.map_or_else(String::new, |label| format!(", label {label:?}"));
+        let reason = format!("{client}{about}: {reason}");
+        let origin = Origin::Partner(Arc::clone(&client.first));
+        self.refusals
+            .note(kind, origin, Some(client.address), &reason);
+    }
+}
+
+/// What a refusal is in the log.
+fn kind(code: Code) -> Kind {
+    match code {
+        Code::ResourceExhausted => Kind::Rate,
+        Code::FailedPrecondition => Kind::Version,
+        Code::DeadlineExceeded => Kind::Slow,
+        Code::PermissionDenied | Code::Unavailable => Kind::Call,
+        // Of tonic: unknown methods, what does not decode, what is too large.
+        _ => Kind::Malformed,
     }
 }
 
@@ -395,62 +472,63 @@ fn handshake_failure(error: &io::Error) -> String {
     tls.map_or_else(|| error.to_string(), explain)
 }
 
-/// The calls of one connection.
-struct Calls<H> {
-    shared: Arc<Shared<H>>,
-    caller: Caller,
-    partner: Arc<str>,
+/// The far end of a connection.
+struct Client {
+    /// The first one of `partners`, which stands for all of them.
+    first: Arc<str>,
+    partners: Vec<Arc<str>>,
+    fingerprint: Fingerprint,
+    address: SocketAddr,
 }
 
-impl<H: Handler> Calls<H> {
-    async fn answer(&self, request: &v1::ExchangeRequest) -> Result<Message, (Kind, Status)> {
-        if !self.shared.rate.allows(&self.partner, Instant::now()) {
-            let status = Status::resource_exhausted("too many calls; wait a second");
-            return Err((Kind::Rate, status));
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.first)?;
+        match self.partners.len() {
+            0 | 1 => Ok(()),
+            all => write!(f, " or another of {all} with its certificate"),
         }
-        if !VERSIONS.contains(&request.version) {
-            return Err((Kind::Version, unknown_version(request.version)));
-        }
-        let message = wire::from_wire(request.view.as_ref()).map_err(|malformed| {
-            (
-                Kind::Malformed,
-                Status::invalid_argument(malformed.to_string()),
-            )
-        })?;
-        if request.label.is_empty() || request.label.len() > MAX_LABEL {
-            let reason = format!("the label has not 1 to {MAX_LABEL} octets");
-            return Err((Kind::Malformed, Status::invalid_argument(reason)));
-        }
-        let caller = Caller {
-            label: request.label.clone(),
-            ..self.caller.clone()
-        };
-        let answer = self.shared.handler.exchange(caller, message).await;
-        answer.map_err(|refused| (Kind::Call, refused.into()))
     }
 }
 
+/// One call.
+struct Call<H> {
+    handler: Arc<H>,
+    client: Arc<Client>,
+    /// Once it is known, for the log.
+    label: OnceLock<String>,
+}
+
 #[tonic::async_trait]
-impl<H: Handler> PeerKeyService for Calls<H> {
+impl<H: Handler> PeerKeyService for Call<H> {
     async fn exchange(
         &self,
         request: tonic::Request<v1::ExchangeRequest>,
     ) -> Result<tonic::Response<v1::ExchangeResponse>, Status> {
-        let request = request.into_inner();
-        let version = request.version;
-        match self.answer(&request).await {
-            Ok(message) => {
-                let view = Some(wire::to_wire(&message));
-                Ok(tonic::Response::new(v1::ExchangeResponse { version, view }))
-            }
-            Err((kind, status)) => {
-                let reason = format!("{}: {}", self.partner, status.message());
-                self.shared
-                    .refusals
-                    .note(kind, Some(self.caller.address), &reason);
-                Err(status)
-            }
+        let v1::ExchangeRequest {
+            version,
+            view,
+            label,
+        } = request.into_inner();
+        if !VERSIONS.contains(&version) {
+            return Err(unknown_version(version));
         }
+        if label.is_empty() || label.len() > MAX_LABEL {
+            let reason = format!("the label has not 1 to {MAX_LABEL} octets");
+            return Err(Status::invalid_argument(reason));
+        }
+        let label = self.label.get_or_init(|| label).clone();
+        let message = wire::from_wire(view.as_ref())
+            .map_err(|malformed| Status::invalid_argument(malformed.to_string()))?;
+        let caller = Caller {
+            partners: self.client.partners.clone(),
+            label,
+            fingerprint: self.client.fingerprint,
+            address: self.client.address,
+        };
+        let answer = self.handler.exchange(caller, message).await?;
+        let view = Some(wire::to_wire(&answer));
+        Ok(tonic::Response::new(v1::ExchangeResponse { version, view }))
     }
 }
 

@@ -12,7 +12,8 @@ use tokio::task::JoinSet;
 
 use crate::bad_input::assert_closes;
 use crate::support::{
-    GROUPS, PATIENCE, Recorder, call, pair, partner, reply, self_signed, start, tls_connect,
+    GROUPS, Log, PATIENCE, Recorder, call, pair, partner, reply, self_signed, start, tls_connect,
+    tls_from,
 };
 
 const FLOOD: usize = 10_000;
@@ -50,7 +51,7 @@ async fn ten_thousand_silent_connections_keep_no_peer_out() {
         partner("a", at_home.pinned(), &[loopback]),
         partner("c", roaming.pinned(), &[]),
     ];
-    // The partner calls without a pause here.
+    // The partners call without a pause here.
     let limits = Limits {
         calls_burst: u32::MAX,
         ..Limits::default()
@@ -85,6 +86,7 @@ async fn ten_thousand_silent_connections_keep_no_peer_out() {
     let mut during = 0;
     while !flood.is_finished() {
         served(&at_home, Ipv4Addr::LOCALHOST).await;
+        served_as_stranger(&roaming, at).await;
         during += 1;
     }
     assert!(during > 0);
@@ -97,7 +99,7 @@ async fn ten_thousand_silent_connections_keep_no_peer_out() {
 /// A partner that calls from where nobody expects it is served as well.
 async fn served_as_stranger(end: &crate::support::End, at: SocketAddr) {
     let begun = Instant::now();
-    let tls = crate::support::tls_from(Ipv4Addr::new(127, 2, 0, 1), at, end)
+    let tls = tls_from(Ipv4Addr::new(127, 2, 0, 1), at, end)
         .await
         .unwrap();
     let mut client = crate::support::grpc(tls).await;
@@ -125,6 +127,7 @@ async fn partners_that_all_call_at_once_wait_for_room() {
     let known = vec![partner("a", client.pinned(), &[Ipv4Addr::LOCALHOST.into()])];
     let limits = Limits {
         connections: 1,
+        pending_per_source: 20,
         ..Limits::default()
     };
     let running = start("127.0.0.1:0", &server, known, limits, &handler);
@@ -135,6 +138,74 @@ async fn partners_that_all_call_at_once_wait_for_room() {
     }
     for answer in calls.join_all().await {
         assert_eq!(answer.unwrap(), reply());
+    }
+}
+
+#[tokio::test]
+async fn those_that_wait_for_room_hold_up_nobody_and_are_given_up_in_time() {
+    let log = Log::begin();
+    let (client, server) = (self_signed("a", 2099), self_signed("b", 2099));
+    let handler = Arc::new(Recorder::default());
+    let known = vec![partner("a", client.pinned(), &[Ipv4Addr::LOCALHOST.into()])];
+    let limits = Limits {
+        connections: 1,
+        handshake: Duration::from_secs(2),
+        first_call: PATIENCE,
+        ..Limits::default()
+    };
+    let running = start("127.0.0.1:0", &server, known, limits, &handler);
+    let idle = tls_connect(running.address, Some(&client), &GROUPS);
+    let idle = idle.await.unwrap();
+    let mut waiting = TcpStream::connect(running.address).await.unwrap();
+    // Behind it, and yet refused long before it is given up.
+    let begun = Instant::now();
+    let socket = TcpSocket::new_v4().unwrap();
+    let elsewhere = SocketAddr::from((Ipv4Addr::new(127, 3, 0, 1), 0));
+    socket.bind(elsewhere).unwrap();
+    let mut stranger = socket.connect(running.address).await.unwrap();
+    assert_closes(&mut stranger, PATIENCE).await;
+    assert!(begun.elapsed() < SERVED_WITHIN, "{:?}", begun.elapsed());
+    assert_closes(&mut waiting, PATIENCE).await;
+    // One line of the stranger, one of the partner's address.
+    assert_eq!(log.lines_with("too many connections at once"), 2, "{log}");
+    drop(idle);
+    let served = call(&running.endpoint(), &client, &server.pinned()).await;
+    assert_eq!(served.unwrap(), reply());
+}
+
+#[tokio::test]
+async fn a_partner_that_connects_and_calls_nothing_is_cut_off() {
+    let log = Log::begin();
+    let pair = pair(Limits {
+        first_call: Duration::from_millis(200),
+        connection: Duration::from_secs(60),
+        ..Limits::default()
+    });
+    let connect = || tls_connect(pair.running.address, Some(&pair.client), &GROUPS);
+    let mut silent = connect().await.unwrap();
+    assert_closes(&mut silent, PATIENCE).await;
+    assert_eq!(log.lines_with("a: no call within 200ms"), 1, "{log}");
+    let mut polite = connect().await.unwrap();
+    polite.write_all(PREFACE).await.unwrap();
+    assert_closes(&mut polite, PATIENCE).await;
+    pair.assert_serves().await;
+}
+
+#[tokio::test]
+async fn failing_strangers_hide_no_partner_from_the_log() {
+    let log = Log::begin();
+    let (client, server) = (self_signed("a", 2099), self_signed("b", 2099));
+    let handler = Arc::new(Recorder::default());
+    let known = vec![partner("a", client.pinned(), &[Ipv4Addr::LOCALHOST.into()])];
+    let running = start("127.0.0.1:0", &server, known, Limits::default(), &handler);
+    let misconfigured = self_signed("a", 2099);
+    for source in [Ipv4Addr::new(127, 4, 0, 1), Ipv4Addr::LOCALHOST] {
+        // In TLS 1.3 the client is done before it hears that it is refused.
+        let tls = tls_from(source, running.address, &misconfigured).await;
+        if let Ok(mut tls) = tls {
+            assert_closes(&mut tls, PATIENCE).await;
+        }
+        log.line_with(&format!("from={source}:")).await;
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod bad_input;
 mod floods;
+mod refusals;
 mod support;
 mod trust;
 
@@ -21,7 +22,9 @@ use keymgr::rollover::message::Message;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use self::support::{LABEL, PATIENCE, call, message, pair, partner, reply, self_signed, start};
+use self::support::{
+    LABEL, Log, PATIENCE, call, message, pair, partner, reply, self_signed, start,
+};
 
 #[tokio::test]
 async fn a_message_arrives_with_its_callers_name_and_is_answered() {
@@ -162,6 +165,7 @@ async fn a_stopping_server_completes_the_calls_in_progress() {
 
 #[tokio::test]
 async fn a_handler_that_hangs_costs_the_call_only() {
+    let log = Log::begin();
     let (client, server) = (self_signed("a", 2099), self_signed("b", 2099));
     let handler = Slow::new();
     let limits = Limits {
@@ -177,6 +181,7 @@ async fn a_handler_that_hangs_costs_the_call_only() {
         matches!(&error, CallError::Rejected(why) if why.contains("too slow")),
         "{error}"
     );
+    assert_eq!(log.lines_with("a, label \"ipv4\": too slow"), 1, "{log}");
     handler.may_answer.add_permits(1);
     assert!(
         call(&running.endpoint(), &client, &server.pinned())

@@ -1,10 +1,12 @@
 //! Two ends, their certificates, and what lies between them.
 
+use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use grpc_api::peer::{
     Authority, CallError, Caller, Endpoint, Handler, Limits, Partner, Partners, PeerIdentity,
@@ -31,9 +33,12 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tonic::Status;
 use tonic::body::Body;
-use tonic::client::GrpcService;
+use tonic::client::{Grpc, GrpcService};
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::codegen::http::{Request, Response, Uri};
+use tonic_prost::ProstCodec;
 
 /// Longer than any call here takes on a loaded machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -270,7 +275,7 @@ pub(crate) async fn tls_connect(
     address: SocketAddr,
     own: Option<&End>,
     groups: &[&'static dyn SupportedKxGroup],
-) -> std::io::Result<TlsStream<TcpStream>> {
+) -> io::Result<TlsStream<TcpStream>> {
     tls_over(TcpStream::connect(address).await?, own, groups).await
 }
 
@@ -279,7 +284,7 @@ pub(crate) async fn tls_from(
     source: Ipv4Addr,
     address: SocketAddr,
     own: &End,
-) -> std::io::Result<TlsStream<TcpStream>> {
+) -> io::Result<TlsStream<TcpStream>> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::from((source, 0)))?;
     tls_over(socket.connect(address).await?, Some(own), &GROUPS).await
@@ -289,7 +294,7 @@ async fn tls_over(
     tcp: TcpStream,
     own: Option<&End>,
     groups: &[&'static dyn SupportedKxGroup],
-) -> std::io::Result<TlsStream<TcpStream>> {
+) -> io::Result<TlsStream<TcpStream>> {
     let provider = CryptoProvider {
         kx_groups: groups.to_vec(),
         ..aws_lc_rs::default_provider()
@@ -319,11 +324,95 @@ async fn tls_over(
 
 /// A client of the generated kind on `tls`.
 pub(crate) async fn grpc(tls: TlsStream<TcpStream>) -> PeerKeyServiceClient<Channel> {
+    PeerKeyServiceClient::with_origin(channel(tls).await, origin())
+}
+
+fn origin() -> Uri {
+    Uri::from_static("https://anybody")
+}
+
+async fn channel(tls: TlsStream<TcpStream>) -> Channel {
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(tls))
         .await
         .unwrap();
     tokio::spawn(connection);
-    PeerKeyServiceClient::with_origin(Channel(sender), Uri::from_static("https://anybody"))
+    Channel(sender)
+}
+
+/// A client that calls what it likes with what it likes.
+pub(crate) struct RawClient(Grpc<Channel>);
+
+impl RawClient {
+    pub(crate) async fn new(tls: TlsStream<TcpStream>) -> Self {
+        Self(Grpc::with_origin(channel(tls).await, origin()))
+    }
+
+    pub(crate) async fn call(
+        &mut self,
+        path: &'static str,
+        message: impl prost::Message + Default + 'static,
+    ) -> Result<(), Status> {
+        self.0.ready().await.unwrap();
+        let (path, codec) = (PathAndQuery::from_static(path), ProstCodec::default());
+        let answer: tonic::Response<()> = self
+            .0
+            .unary(tonic::Request::new(message), path, codec)
+            .await?;
+        answer.into_inner();
+        Ok(())
+    }
+}
+
+/// What this thread logs until it is dropped.
+pub(crate) struct Log {
+    written: Written,
+    _guard: tracing::subscriber::DefaultGuard,
+}
+
+impl Log {
+    pub(crate) fn begin() -> Self {
+        let written = Written::default();
+        let writer = written.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        Self { written, _guard }
+    }
+
+    pub(crate) fn lines_with(&self, text: &str) -> usize {
+        let log = self.to_string();
+        log.lines().filter(|line| line.contains(text)).count()
+    }
+
+    /// Completes when there is such a line.
+    pub(crate) async fn line_with(&self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.lines_with(text) == 0 {
+            assert!(Instant::now() < deadline, "no {text:?} in {self}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl fmt::Display for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.written.0.lock().unwrap()))
+    }
+}
+
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Written {
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(octets)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 pub(crate) struct Channel(http2::SendRequest<Body>);

@@ -67,6 +67,8 @@ pub struct Rollover {
     refused: Option<Refusal>,
     offered_at: Duration,
     offer_not_before: Duration,
+    /// Until then, another store of the peer is not believed.
+    anew_not_before: Duration,
     /// The generation that the backend confirmed as selected.
     selected: Option<u64>,
     decided_at: Duration,
@@ -85,10 +87,17 @@ pub struct Rollover {
 }
 
 impl Rollover {
-    /// A rollover that goes on from `record`; a fresh one is `Record::default()`. `instance`
+    /// A rollover that goes on from `record`; a fresh one is `Record::default()`, and so is one of
+    /// keys that were agreed with another far end. `instance`
     /// names our store. The first [`Event::Tick`] is due at once.
     #[must_use]
     pub fn new(parameters: Parameters, instance: Instance, record: Record, now: Now) -> Self {
+        let mut record = match &record.far_end {
+            Some(known) if *known != parameters.far_end => Record::default(),
+            _ => record,
+        };
+        // On disk with whatever is stored next.
+        record.far_end = Some(parameters.far_end.clone());
         // The wall clock may have jumped: at most one interval either way is believed.
         let elapsed =
             Duration::from_secs(unix_seconds(now.wall).saturating_sub(record.selected_at))
@@ -110,6 +119,7 @@ impl Rollover {
             refused: None,
             offered_at: now.steady,
             offer_not_before: Duration::ZERO,
+            anew_not_before: Duration::ZERO,
             selected: None,
             decided_at: now.steady,
             cause: Cause::Needed,

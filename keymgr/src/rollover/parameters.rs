@@ -16,6 +16,9 @@ pub struct Now {
 /// Settings of one automatic peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parameters {
+    /// What the peer has to show: its fingerprint, or its name with an authority. Keys that were
+    /// agreed with another one are worth nothing.
+    pub far_end: String,
     /// A key's time in use before the schedule replaces it.
     pub interval: Duration,
     /// How long a key is kept for late segments after its successor's proof. The shorter one of
@@ -35,6 +38,7 @@ pub struct Parameters {
 impl Default for Parameters {
     fn default() -> Self {
         Self {
+            far_end: String::new(),
             interval: Duration::from_secs(24 * 3600),
             overlap: Duration::from_secs(3600),
             runway: 2,

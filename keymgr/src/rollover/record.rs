@@ -18,10 +18,10 @@ const FORMAT: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     format: u32,
+    /// Whom the keys were agreed with: the fingerprint or name that the peer had to show.
+    pub(super) far_end: Option<String>,
     /// The peer's store.
     pub(super) peer: Option<Instance>,
-    /// Stores that the peer had before.
-    pub(super) former: Vec<Instance>,
     /// The highest number agreed or offered here. No lower one is agreed or offered any more.
     pub(super) last_number: u64,
     /// The KeyID chosen last; the search for a free one begins behind it.
@@ -111,8 +111,8 @@ impl Default for Record {
     fn default() -> Self {
         Self {
             format: FORMAT,
+            far_end: None,
             peer: None,
-            former: Vec::new(),
             last_number: 0,
             last_id: None,
             generations: Vec::new(),

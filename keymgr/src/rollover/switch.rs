@@ -30,6 +30,10 @@ pub(super) enum Removal {
     Yes,
 }
 
+/// How long after a selection a session that is opening with another key is waited for: a
+/// handshake that takes longer is as good as lost.
+const LONGEST_OPENING: Duration = Duration::from_secs(60);
+
 impl Rollover {
     /// Moves on to the next generation when there is a reason to, and one to move to.
     pub(super) fn select_if_due(&mut self, now: Now, sessions: &[SessionKeys], random: Random<'_>) {
@@ -135,15 +139,18 @@ impl Rollover {
         let (number, id, there) = (active.number, active.id, active.there);
         let generation = active.label();
         let baseline = &mut self.baseline;
+        baseline.retain(|name, _| sessions.iter().any(|session| session.name == *name));
+        // A session that is opening holds up nothing for long: a recorded SYN, sent again, opens one
+        // with whichever key it was signed with.
+        let opening_count = now.steady < self.decided_at + LONGEST_OPENING;
+        let established = || sessions.iter().filter(|session| session.established);
         let lagging: Vec<_> = sessions
             .iter()
+            .filter(|session| session.established || opening_count)
             .filter(|session| !uses(session, id, baseline))
             .map(|session| session.name.clone())
             .collect();
-        let established = sessions
-            .iter()
-            .filter(|session| session.established)
-            .count();
+        let established = established().count();
         let everywhere = lagging.is_empty();
         let on_sessions = everywhere && established > 0;
         let vacuous = everywhere && there.is_some_and(Stage::in_use);

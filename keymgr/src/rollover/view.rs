@@ -11,8 +11,8 @@ use super::{Dropped, Now, Random, Rollover, Step};
 const MOST_SKIPPED: u64 = 1 << 32;
 /// Most algorithms that an offer may have.
 const MOST_ALGORITHMS: usize = 16;
-/// Former stores of the peer that are remembered.
-const MOST_FORMER: usize = 8;
+/// Shortest time between two stores of the peer.
+const BETWEEN_STORES: Duration = Duration::from_secs(10);
 
 impl Rollover {
     /// Our whole view.
@@ -66,7 +66,8 @@ impl Rollover {
     /// lost since.
     ///
     /// # Errors
-    /// When the message is malformed. Nothing has changed then.
+    /// When the message is malformed, or its answer is. Nothing of it is taken over then, but of
+    /// which store it is.
     pub(super) fn take_message(
         &mut self,
         now: Now,
@@ -75,7 +76,10 @@ impl Rollover {
         random: Random<'_>,
     ) -> Result<Option<Refusal>, String> {
         self.check(message)?;
-        if !self.recognize(message, fresh) {
+        if !self.recognize(now, message, fresh) {
+            if fresh {
+                return Err("it has another store again so soon".into());
+            }
             self.exchange.call_back = true;
             return Ok(None);
         }
@@ -134,33 +138,25 @@ impl Rollover {
     }
 
     /// Whether the message is of the store that the peer has now. A peer that has lost its store
-    /// is believed when it answers us; when it calls, only if it has heard of us already, and not
-    /// if we knew that store before another one.
-    fn recognize(&mut self, message: &Message, fresh: bool) -> bool {
+    /// is believed when it answers us, and not twice in a row: calls may be old, and a hostile peer
+    /// could have us begin anew with each.
+    fn recognize(&mut self, now: Now, message: &Message, fresh: bool) -> bool {
         let told = message.instance;
         match self.record.peer {
             None => self.record.peer = Some(told),
             Some(known) if known == told => {}
-            Some(known) => {
-                let news =
-                    message.yours == Some(self.instance) && !self.record.former.contains(&told);
-                if !fresh && !news {
-                    return false;
-                }
-                self.peer_started_anew(known, told);
+            Some(_) if !fresh || now.steady < self.anew_not_before => return false,
+            Some(_) => {
+                self.anew_not_before = now.steady + BETWEEN_STORES;
+                self.peer_started_anew(told);
             }
         }
         true
     }
 
     /// Nothing is left there. What we use stays in use, until there is something better.
-    fn peer_started_anew(&mut self, former: Instance, instance: Instance) {
+    fn peer_started_anew(&mut self, instance: Instance) {
         self.record.peer = Some(instance);
-        self.record.former.retain(|known| *known != instance);
-        self.record.former.push(former);
-        if self.record.former.len() > MOST_FORMER {
-            self.record.former.remove(0);
-        }
         self.record.offer = None;
         for g in &mut self.record.generations {
             g.there = Some(Stage::Deleted);

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::rollover::Now;
 
-/// Difference between the two clocks, from one look to the next, that makes a jump.
+/// Difference between the two clocks, in the course of [`PROBATION`], that makes a jump.
 pub const JUMP: Duration = Duration::from_secs(60);
 /// How long a wall clock that has jumped must run evenly before it is believed.
 pub const PROBATION: Duration = Duration::from_secs(3600);
@@ -79,14 +79,17 @@ impl ClockWatch {
 
     /// Takes a reading. Gives the time that keys go by, and what is worth telling.
     pub fn look(&mut self, now: Now) -> (SystemTime, Option<ClockChange>) {
-        let change = if is_even(self.trusted, now) {
-            let held = self.held.is_some();
-            self.trust(now);
-            held.then_some(ClockChange::Returned)
-        } else {
-            self.doubt(now)
-        };
-        (continued(self.trusted, now.steady), change)
+        if !is_even(self.trusted, now) {
+            let change = self.doubt(now);
+            return (continued(self.trusted, now.steady), change);
+        }
+        let held = self.held.take().is_some();
+        // Not each time: a clock that is pushed on by less than a jump at every look would run as
+        // fast as somebody likes.
+        if now.steady.saturating_sub(self.trusted.steady) >= self.probation {
+            self.trusted = now;
+        }
+        (now.wall, held.then_some(ClockChange::Returned))
     }
 
     /// Believes the wall clock as it is: the operator says so.
@@ -162,6 +165,18 @@ mod tests {
         assert_eq!(watch.look(reading(10, 60)), (reading(10, 60).wall, None));
         assert_eq!(watch.look(reading(20, 0)), (reading(20, 0).wall, None));
         assert_eq!(watch.look(reading(30, -60)), (reading(30, -60).wall, None));
+    }
+
+    /// A little at each look adds up to a jump.
+    #[test]
+    fn a_clock_that_is_walked_away_has_jumped() {
+        let mut watch = watch();
+        let change = (1..10).find_map(|look: i64| {
+            let steady = look.unsigned_abs() * 10;
+            watch.look(reading(steady, look * 20)).1
+        });
+        assert!(matches!(change, Some(ClockChange::Jumped { .. })));
+        assert_eq!(watch.look(reading(100, 200)).0, reading(100, 0).wall);
     }
 
     #[test]

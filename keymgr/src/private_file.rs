@@ -89,12 +89,23 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
+/// The file whose lock keeps two processes from making the same file. Nobody else may open it, and
+/// so nobody else can make us wait.
+const LOCK: &str = "making.lock";
+
 /// Waits until no other process makes files in the folder, and keeps others from it.
 ///
 /// # Errors
 /// When the folder is not there or cannot be locked.
 pub(crate) fn lock_folder(path: &Path) -> io::Result<Flock<File>> {
-    Flock::lock(File::open(path)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open(path.join(LOCK))?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
 }
 
 /// The folder that a file is in.

@@ -1,6 +1,7 @@
 //! Peers whose keys are agreed with their own sidecar: `[peer.rollover]`, and what belongs to this
 //! end: `[identity]`, `[peering]`, `[store]`.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -51,6 +52,7 @@ const DEFAULT_LISTEN: [&str; 2] = ["0.0.0.0:7179", "[::]:7179"];
 const DEFAULT_ALGORITHMS: [Algorithm; 2] = [Algorithm::Aes128Cmac96, Algorithm::HmacSha1_96];
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 const LEAST_INTERVAL: Duration = Duration::from_secs(10);
+const LONGEST_INTERVAL: Duration = Duration::from_secs(3650 * 24 * 3600);
 /// Unless half the interval is less.
 const DEFAULT_OVERLAP: Duration = Duration::from_secs(3600);
 const DEFAULT_RUNWAY: u8 = 2;
@@ -105,6 +107,16 @@ pub enum IdentityConfig {
         /// PEM file with its private key.
         key_file: PathBuf,
     },
+}
+
+/// As operators are shown it, and as the store knows it.
+impl fmt::Display for TrustConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pinned(fingerprint) => fingerprint.fmt(f),
+            Self::Authority { name, .. } => write!(f, "name {name:?}"),
+        }
+    }
 }
 
 impl TrustConfig {
@@ -166,6 +178,12 @@ fn times(section: &Section<'_, '_>) -> (Duration, Duration) {
         );
     }
     let overlap = duration(section, "overlap").unwrap_or(DEFAULT_OVERLAP.min(interval / 2));
+    if interval > LONGEST_INTERVAL {
+        section.problem(
+            "interval",
+            "`interval` is too long; write at most \"3650days\"",
+        );
+    }
     if overlap > interval {
         let text = format!(
             "`overlap` is above the interval of {}, so former keys would pile up; write less",

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use std::{io, mem};
 
 use ao_engine::policy::Mkt;
+use datapath::AbortOnPanic;
 use grpc_api::operator::Severity;
 use keymgr::backend::{Backend, Removal};
 use keymgr::chain::{KeyChain, OnExpiry, Wanted};
@@ -24,6 +25,9 @@ use super::events::Events;
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How soon what failed is tried again, and what is awaited looked at again.
 const SOON: Duration = Duration::from_secs(1);
+/// How long sessions may take to use a key before an operator is told: a quiet session of the kernel
+/// shows it at its next keepalive only.
+const OVERDUE: Duration = Duration::from_secs(120);
 
 /// A peer with a key chain.
 #[derive(Clone, Debug)]
@@ -74,6 +78,8 @@ struct Scheduled {
     retired: Vec<u8>,
     /// The preferred key, since it was selected and until all sessions use it.
     awaited: Option<(Arc<Mkt>, Duration)>,
+    /// Whether it was told that this takes too long.
+    overdue: bool,
     expired: bool,
     /// Days before the end of the chain that were warned of last.
     warned: Option<u8>,
@@ -105,7 +111,10 @@ impl Chains {
         let running = Arc::clone(&shared);
         let handle = thread::Builder::new()
             .name("ao-chains".to_owned())
-            .spawn(move || running.run(&woken))?;
+            .spawn(move || {
+                let _abort = AbortOnPanic;
+                running.run(&woken);
+            })?;
         Ok(Self {
             shared,
             thread: Mutex::new(Some(Thread { wake, handle })),
@@ -262,7 +271,7 @@ impl Shared {
             let Some(scheduled) = peers.get_mut(place) else {
                 continue;
             };
-            if self.note(scheduled, result, "installed", mkt.send_id) {
+            if self.note(scheduled, result, &not_yet(mkt.send_id, "installed")) {
                 let message = format!("key with send_id {} installed", mkt.send_id);
                 self.tell(scheduled, "chain-key-installed", Severity::Info, message);
                 scheduled.held.push(mkt);
@@ -293,7 +302,7 @@ impl Shared {
             let Some(mkt) = wanted.keys.first() else {
                 continue;
             };
-            if self.note(scheduled, result, "selected", mkt.send_id) {
+            if self.note(scheduled, result, &not_yet(mkt.send_id, "selected")) {
                 let message = format!(
                     "key with send_id {} selected: its time has come",
                     mkt.send_id
@@ -301,6 +310,7 @@ impl Shared {
                 self.tell(scheduled, "chain-key-selected", Severity::Info, message);
                 scheduled.prefer(mkt);
                 scheduled.awaited = Some((Arc::clone(mkt), steady));
+                scheduled.overdue = false;
             }
         }
     }
@@ -333,7 +343,7 @@ impl Shared {
             let Some(scheduled) = peers.get_mut(place) else {
                 continue;
             };
-            if self.note(scheduled, result, "retired", send_id) {
+            if self.note(scheduled, result, &not_yet(send_id, "retired")) {
                 scheduled.retired.push(send_id);
             }
         }
@@ -357,10 +367,17 @@ impl Shared {
         };
         let all: Vec<Removal> = scheduled.held.iter().map(removal).collect();
         // Keys first: no session comes up between. A session of the kernel holds on to its last
-        // one until it is closed, and so is none the less.
+        // one until it is closed, so that it takes a second time.
         let _ = self.backend.delete(&all);
         let closed = self.backend.close(&scheduled.peer.name);
-        if self.note(scheduled, closed, "closed", 0) {
+        let mut results = self.backend.delete(&all);
+        results.push(closed);
+        let failed = results.into_iter().find(Result::is_err);
+        if self.note(
+            scheduled,
+            failed.unwrap_or(Ok(())),
+            "the chain is over, and its keys are not gone yet",
+        ) {
             scheduled.held.clear();
             scheduled.retired.clear();
             scheduled.awaited = None;
@@ -397,7 +414,7 @@ impl Shared {
             let Some(scheduled) = peers.get_mut(place) else {
                 continue;
             };
-            if self.note(scheduled, result, "deleted", key.send_id) {
+            if self.note(scheduled, result, &not_yet(key.send_id, "deleted")) {
                 let message = format!("key with send_id {} deleted: its time is over", key.send_id);
                 self.tell(scheduled, "chain-key-deleted", Severity::Info, message);
                 scheduled.forget(&key);
@@ -441,10 +458,25 @@ impl Shared {
         let uses = |session: &SessionKeys| {
             session.send_id_current == mkt.send_id && session.recv_id_rnext == mkt.recv_id
         };
-        if sessions.is_empty() || !sessions.iter().all(uses) {
+        if sessions.is_empty() {
+            // Those to come begin with it.
+            scheduled.awaited = None;
             return;
         }
-        let seconds = steady.saturating_sub(*since).as_secs_f64();
+        let elapsed = steady.saturating_sub(*since);
+        if let Some(lagging) = sessions.iter().find(|session| !uses(session)) {
+            if elapsed >= OVERDUE && !scheduled.overdue {
+                let message = format!(
+                    "{} does not use the key with send_id {} yet: does the far end have it, and ask \
+                     for it?",
+                    lagging.name, mkt.send_id
+                );
+                self.tell(scheduled, "chain-key-overdue", Severity::Alarm, message);
+                scheduled.overdue = true;
+            }
+            return;
+        }
+        let seconds = elapsed.as_secs_f64();
         let message = format!(
             "key with send_id {} in use in both directions on {} after {seconds:.1} s",
             mkt.send_id,
@@ -510,18 +542,12 @@ impl Shared {
     }
 
     /// Whether a step was taken. Why it was not is told once.
-    fn note(
-        &self,
-        scheduled: &mut Scheduled,
-        result: Result<(), String>,
-        step: &str,
-        send_id: u8,
-    ) -> bool {
+    fn note(&self, scheduled: &mut Scheduled, result: Result<(), String>, what: &str) -> bool {
         let Err(reason) = result else {
             scheduled.failure = None;
             return true;
         };
-        let failure = format!("key with send_id {send_id} not {step} yet: {reason}");
+        let failure = format!("{what}: {reason}");
         if scheduled.failure.as_ref() != Some(&failure) {
             self.tell(
                 scheduled,
@@ -547,6 +573,7 @@ impl Scheduled {
             held,
             retired: Vec::new(),
             awaited: None,
+            overdue: false,
             expired: false,
             warned: None,
             failure: None,
@@ -597,6 +624,10 @@ fn note_use(
         }
         used.verified = count;
     }
+}
+
+fn not_yet(send_id: u8, step: &str) -> String {
+    format!("the key with send_id {send_id} is not {step} yet")
 }
 
 fn count(count: usize, what: &str) -> String {

@@ -11,9 +11,11 @@ use keymgr::chain::KeyChain;
 use keymgr::rollover::message::Stage;
 use keymgr::rollover::{Alarm, GenerationStatus, Status};
 
+use tokio::task::spawn_blocking;
+
 use super::chains::{ChainPeer, Chains};
 use super::manager::{Command, Handle, View};
-use crate::config::{KeySource, Peer, RolloverConfig, TrustConfig};
+use crate::config::{KeySource, Peer, RolloverConfig};
 
 /// A configured peer.
 struct Entry {
@@ -106,11 +108,14 @@ impl KeyControl for Control {
     }
 
     async fn keys(&self, peer: Option<&str>) -> Result<Vec<KeyReport>, ControlError> {
-        let now = self.chains.now();
-        let mut keys = Vec::new();
-        for peer in self.chain_peers(peer) {
-            keys.extend(chain_keys(&peer, &self.chains, now));
-        }
+        let (peers, chains) = (self.chain_peers(peer), Arc::clone(&self.chains));
+        // Beside the runtime's thread: the chains may be in the middle of a change of keys.
+        let of_chains = spawn_blocking(move || {
+            let now = chains.now();
+            let keys = peers.iter().flat_map(|peer| chain_keys(peer, &chains, now));
+            keys.collect::<Vec<_>>()
+        });
+        let mut keys = of_chains.await.map_err(|_| ControlError::Stopping)?;
         for (name, view) in self.views(peer).await? {
             let generations = view.status.generations.iter();
             keys.extend(generations.map(|generation| generation_key(&name, generation)));
@@ -290,10 +295,7 @@ fn rollover_report(peer: Arc<str>, view: &View, config: &RolloverConfig) -> Roll
     RolloverReport {
         peer,
         endpoint: config.endpoint.to_string(),
-        trust: match &config.trust {
-            TrustConfig::Pinned(fingerprint) => fingerprint.to_string(),
-            TrustConfig::Authority { name, .. } => format!("name {name:?}"),
-        },
+        trust: config.trust.to_string(),
         interval: config.interval,
         overlap: config.overlap,
         active: active.and_then(report),

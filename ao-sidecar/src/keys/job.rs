@@ -36,6 +36,29 @@ impl Job {
         self.observe.append(&mut other.observe);
     }
 
+    /// What is told when it broke off: every step is answered, or the peer waits for ever.
+    pub(super) fn broken(&self) -> Outcome {
+        let reason = || "the step broke off".to_owned();
+        let install = self.install.iter().map(|&(ref peer, number, _)| {
+            let reason = reason();
+            (Arc::clone(peer), Event::InstallFailed { number, reason })
+        });
+        let select = self.select.iter().map(|&(ref peer, number, _)| {
+            let reason = reason();
+            (Arc::clone(peer), Event::SelectFailed { number, reason })
+        });
+        let delete = self.delete.iter().map(|(number, removal)| {
+            let (number, reason) = (*number, reason());
+            (
+                Arc::clone(&removal.peer),
+                Event::DeleteFailed { number, reason },
+            )
+        });
+        let observe = self.observe.iter();
+        let observe = observe.map(|peer| (Arc::clone(peer), Event::NotObserved));
+        install.chain(select).chain(delete).chain(observe).collect()
+    }
+
     /// Does everything.
     pub(super) fn run(self, backend: &impl Backend) -> Outcome {
         let mut outcome = Vec::new();

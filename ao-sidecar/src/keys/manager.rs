@@ -26,6 +26,9 @@ use super::job::{Job, Outcome};
 
 /// Calls to peers under way at once; each is a TLS connection.
 const CALLS_AT_ONCE: usize = 32;
+/// Of these, calls to peers that could not be reached the last time: they take long, and must not
+/// keep the others waiting.
+const DOUBTFUL_CALLS_AT_ONCE: usize = 8;
 /// How long to wait before a store that could not be written is tried again.
 const SAVE_AGAIN: Duration = Duration::from_secs(1);
 /// Longest time that is left for more inputs after a save.
@@ -51,7 +54,7 @@ pub(super) enum Command {
 }
 
 /// Where an answer is awaited, or why there is none.
-type Reply<T> = oneshot::Sender<Result<T, String>>;
+type Reply<T, E = String> = oneshot::Sender<Result<T, E>>;
 
 /// Something that has happened.
 enum Input {
@@ -59,7 +62,7 @@ enum Input {
     Request {
         peer: Arc<str>,
         message: Message,
-        reply: Reply<Message>,
+        reply: Reply<Message, NoAnswer>,
     },
     /// A call has ended.
     Response {
@@ -86,19 +89,27 @@ pub(super) struct Handle(mpsc::Sender<Input>);
 /// What is said when the task has ended.
 const STOPPING: &str = "the daemon is stopping";
 
+/// Why a far end's message got no answer.
+pub(super) enum NoAnswer {
+    /// The message is at fault.
+    Rejected(String),
+    /// We are. What it is, is no business of the far end's.
+    NotNow,
+}
+
 impl Handle {
     /// The far end's message, answered.
     pub(super) async fn exchange(
         &self,
         peer: Arc<str>,
         message: Message,
-    ) -> Result<Message, String> {
-        self.ask(|reply| Input::Request {
+    ) -> Result<Message, NoAnswer> {
+        let answer = self.ask(|reply| Input::Request {
             peer,
             message,
             reply,
-        })
-        .await?
+        });
+        answer.await.unwrap_or(Err(NoAnswer::NotNow))
     }
 
     /// Carries out an operator's command, or says why not.
@@ -132,7 +143,7 @@ impl Handle {
 struct Work {
     job: Job,
     calls: Vec<(Arc<str>, Message)>,
-    replies: Vec<(Reply<Message>, Result<Message, String>)>,
+    replies: Vec<(Reply<Message, NoAnswer>, Result<Message, NoAnswer>)>,
     answers: Vec<(Reply<()>, Result<(), String>)>,
     steps: Vec<(Arc<str>, Step)>,
 }
@@ -149,6 +160,7 @@ pub(super) struct Manager<B, C> {
     /// For tasks that report back. Weak, so that they do not keep the manager alive.
     outbox: mpsc::WeakSender<Input>,
     calls: Arc<Semaphore>,
+    doubtful_calls: Arc<Semaphore>,
     /// The backend does one job at a time; what is asked for meanwhile is the next one.
     busy: bool,
     next_job: Job,
@@ -201,7 +213,8 @@ impl<B: Backend, C: Caller> Manager<B, C> {
             clock,
             inbox,
             outbox: sender.downgrade(),
-            calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
+            calls: Arc::new(Semaphore::new(CALLS_AT_ONCE - DOUBTFUL_CALLS_AT_ONCE)),
+            doubtful_calls: Arc::new(Semaphore::new(DOUBTFUL_CALLS_AT_ONCE)),
             busy: false,
             next_job: Job::default(),
             look_every,
@@ -260,7 +273,7 @@ impl<B: Backend, C: Caller> Manager<B, C> {
                 reply,
             } => {
                 let given = self.handle(now, &peer, Event::Request { message }, work);
-                let answer = given.reply.unwrap_or_else(|| Err("unknown peer".into()));
+                let answer = given.reply.unwrap_or(Err(NoAnswer::NotNow));
                 work.replies.push((reply, answer));
             }
             Input::Response { peer, result } => {
@@ -333,7 +346,7 @@ impl<B: Backend, C: Caller> Manager<B, C> {
                 }
                 Action::Call(message) => work.calls.push((Arc::clone(name), message)),
                 Action::Reply(message) => given.reply = Some(Ok(message)),
-                Action::Reject(reason) => given.reply = Some(Err(reason)),
+                Action::Reject(reason) => given.reply = Some(Err(NoAnswer::Rejected(reason))),
                 Action::Refused(reason) => given.refused = Some(reason),
                 Action::Tell(step) => {
                     peer.note_step(now, &step);
@@ -433,7 +446,7 @@ impl<B: Backend, C: Caller> Manager<B, C> {
                     let _ = reply.send(self.status(peer.as_ref()));
                 }
                 Some(Input::Request { reply, .. }) => {
-                    let _ = reply.send(Err(refusal()));
+                    let _ = reply.send(Err(NoAnswer::NotNow));
                 }
                 Some(Input::Operator { reply, .. }) => {
                     let _ = reply.send(Err(refusal()));
@@ -504,14 +517,23 @@ impl<B: Backend, C: Caller> Manager<B, C> {
     }
 
     fn call(&self, peer: Arc<str>, message: Message) {
-        let (caller, calls) = (Arc::clone(&self.caller), Arc::clone(&self.calls));
-        let outbox = self.outbox.clone();
+        let is_failing = |peer: &Peer| peer.failing.is_some();
+        let calls = match self.peers.get(&peer).is_some_and(is_failing) {
+            true => Arc::clone(&self.doubtful_calls),
+            false => Arc::clone(&self.calls),
+        };
+        let (caller, outbox) = (Arc::clone(&self.caller), self.outbox.clone());
         tokio::spawn(async move {
             let Ok(_permit) = calls.acquire().await else {
                 return;
             };
-            // Made only now: a call takes much more memory than its message.
-            let result = caller.call(Arc::clone(&peer), message).await;
+            // Made only now: a call takes much more memory than its message. In a task of its own,
+            // because every call has to end, even in a panic.
+            let call = tokio::spawn(caller.call(Arc::clone(&peer), message));
+            let result = call.await.unwrap_or_else(|broken| {
+                error!(%broken, "internal error: a call broke off");
+                Err("the call broke off".to_owned())
+            });
             if let Some(outbox) = outbox.upgrade() {
                 let _ = outbox.send(Input::Response { peer, result }).await;
             }
@@ -522,12 +544,12 @@ impl<B: Backend, C: Caller> Manager<B, C> {
         self.busy = true;
         let job = std::mem::take(&mut self.next_job);
         let (backend, outbox) = (Arc::clone(&self.backend), self.outbox.clone());
+        let if_broken = job.broken();
         tokio::spawn(async move {
             let done = spawn_blocking(move || job.run(&*backend)).await;
             let events = done.unwrap_or_else(|broken| {
-                // The state machines ask again for what they were not told the end of.
                 error!(%broken, "internal error: a change of keys broke off");
-                Vec::new()
+                if_broken
             });
             if let Some(outbox) = outbox.upgrade() {
                 let _ = outbox.send(Input::Done(events)).await;
@@ -561,7 +583,7 @@ impl Peer {
 /// Answers among the actions.
 #[derive(Default)]
 struct Given {
-    reply: Option<Result<Message, String>>,
+    reply: Option<Result<Message, NoAnswer>>,
     refused: Option<String>,
 }
 

@@ -20,11 +20,12 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use ao_engine::policy::Mkt;
+use datapath::AbortOnPanic;
 use datapath::settings::PeerSpec;
 use grpc_api::operator::{EventLog, IdentityReport};
 use grpc_api::peer::{BindError, Limits, PeerServer};
 use keymgr::rollover::{Parameters, Record, RecordError, Rollover};
-use keymgr::store::{SealingKey, SealingKeyError, Store, StoreError};
+use keymgr::store::{self, SealingKey, SealingKeyError, Store, StoreError};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -37,8 +38,8 @@ use self::manager::{Handle, Manager};
 use self::peering::{Door, Peering, PeeringError, automatic};
 use crate::config::{Config, Peer, RolloverConfig};
 
-/// The store's file in the state folder.
-const STORE: &str = "keys.redb";
+/// Longest time for what is under way when the daemon stops.
+const LONGEST_STOP: Duration = Duration::from_secs(2);
 /// Threads that talk to peers: TLS handshakes must not keep operators waiting.
 const PEER_THREADS: usize = 2;
 
@@ -92,11 +93,15 @@ impl Prepared {
     /// there are none.
     pub(crate) fn new(config: &mut Config) -> Result<Self, KeysError> {
         if automatic(&config.peers).next().is_none() {
+            let store = config.state_dir.join(store::FILE_NAME);
+            if store.exists() {
+                warn!("no peer is automatic any more: remove {}", store.display());
+            }
             return Ok(Self { automatic: None });
         }
         let peering = Arc::new(Peering::new(config)?);
         let sealing_key = SealingKey::load(&config.state_dir, config.sealing_key_file.as_deref())?;
-        let path = config.state_dir.join(STORE);
+        let path = config.state_dir.join(store::FILE_NAME);
         let mut store = Store::open(&path, &sealing_key)?;
         let mut records = Vec::new();
         for stored in store.load()? {
@@ -128,9 +133,11 @@ impl Prepared {
             peers.push((Arc::clone(&peer.spec.name), core));
         }
         for (name, _) in records {
-            warn!(
+            // Its keys could only come back by a mistake.
+            store.remove(&name)?;
+            info!(
                 peer = name,
-                "the key store has keys of a peer that is not configured any more"
+                "not configured any more: its stored keys are destroyed"
             );
         }
         let look_every = look_every(automatic(&config.peers).map(|(_, rollover)| rollover));
@@ -148,6 +155,7 @@ impl Prepared {
 
 fn parameters(config: &RolloverConfig) -> Parameters {
     Parameters {
+        far_end: config.trust.to_string(),
         interval: config.interval,
         overlap: config.overlap,
         runway: config.runway,
@@ -311,20 +319,23 @@ impl Peers {
         let thread = thread::Builder::new()
             .name("ao-peering".to_owned())
             .spawn(move || {
+                let _abort = AbortOnPanic;
                 let mut stop = stopped.clone();
                 let stop = async move {
                     // An error means that nobody is left to stop it, which is a wish to stop, too.
                     let _ = stop.wait_for(|&stop| stop).await;
                 };
-                runtime.spawn(server.serve(door, stop));
                 runtime.block_on(async {
+                    let serving = tokio::spawn(server.serve(door, stop));
                     tokio::select! {
                         () = manager.run() => {}
                         _ = stopped.wait_for(|&stop| stop) => {}
                     }
+                    // Answers under way still go out.
+                    let _ = tokio::time::timeout(LONGEST_STOP, serving).await;
                 });
-                // A transaction under way is completed, a call under way is not.
-                runtime.shutdown_timeout(Duration::from_secs(2));
+                // A transaction under way is completed.
+                runtime.shutdown_timeout(LONGEST_STOP);
             })?;
         Ok((Self { stop, thread }, handle))
     }

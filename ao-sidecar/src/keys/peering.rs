@@ -17,7 +17,7 @@ use keymgr::rollover::message::Message;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use super::manager::{Call, Caller, Handle};
+use super::manager::{Call, Caller, Handle, NoAnswer};
 use crate::config::{Config, IdentityConfig, Peer, RolloverConfig, TrustConfig};
 
 /// Longest time for a call, connecting included.
@@ -202,6 +202,9 @@ impl Handler for Door {
     async fn exchange(&self, caller: PeerCaller, message: Message) -> Result<Message, Refused> {
         let peer = self.peer(&caller)?;
         let answer = self.handle.exchange(peer, message).await;
-        answer.map_err(Refused::Invalid)
+        answer.map_err(|why| match why {
+            NoAnswer::Rejected(reason) => Refused::Invalid(reason),
+            NoAnswer::NotNow => Refused::Unavailable("not now; call again".to_owned()),
+        })
     }
 }

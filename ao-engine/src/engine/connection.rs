@@ -65,18 +65,27 @@ type Place = (u64, u64);
 struct Switch {
     /// Place of the segments that asked for them.
     place: Place,
-    /// By SendID, one bit each: keys that were left at this place.
-    left: [u64; 4],
+    /// Keys that were left at this place.
+    left: SendIds,
+    /// Keys that were asked for at this place, and taken.
+    taken: SendIds,
 }
 
-impl Switch {
-    fn has_left(&self, send_id: u8) -> bool {
-        let word = self.left.get(usize::from(send_id / 64));
+/// A set of SendIDs, one bit each.
+#[derive(Clone, Copy, Debug)]
+struct SendIds([u64; 4]);
+
+impl SendIds {
+    const NONE: Self = Self([0; 4]);
+    const ALL: Self = Self([u64::MAX; 4]);
+
+    fn has(&self, send_id: u8) -> bool {
+        let word = self.0.get(usize::from(send_id / 64));
         word.is_some_and(|word| word >> (send_id % 64) & 1 == 1)
     }
 
-    fn leave(&mut self, send_id: u8) {
-        if let Some(word) = self.left.get_mut(usize::from(send_id / 64)) {
+    fn insert(&mut self, send_id: u8) {
+        if let Some(word) = self.0.get_mut(usize::from(send_id / 64)) {
             *word |= 1 << (send_id % 64);
         }
     }
@@ -180,7 +189,8 @@ impl<K> Connection<K> {
         // quiet connection, whose replay must not move it back.
         connection.switch = Some(Switch {
             place: (record.received, record.sent),
-            left: [u64::MAX; 4],
+            left: SendIds::ALL,
+            taken: SendIds::NONE,
         });
         connection
     }
@@ -366,25 +376,33 @@ impl<K> Connection<K> {
     /// Whether a verified segment may move current_key to the key with this SendID: it is the
     /// newest so far. An old one, replayed, must not take the connection back to a key the far end
     /// no longer has. Among segments that are level, as all acknowledgments of a quiet connection
-    /// are, none leads back to a key that was left there.
-    pub(super) fn may_switch_key(&self, segment: &Segment, send_id: u8) -> bool {
+    /// are, none leads back to a key that was left there, except to the peer's first key if it was
+    /// taken there: a segment that was held up may have led away from it, to a key that was
+    /// skipped, and where both ends prefer it the connection must come back without waiting for
+    /// data. The key from before all moves stays left, first or not: what asked for it may be old.
+    pub(super) fn may_switch_key(&self, segment: &Segment, peer: &Peer, send_id: u8) -> bool {
+        let is_first = peer.keys.first().is_some_and(|key| key.send_id == send_id);
         let (seq, ack) = self.place_of(segment);
         let level = self.switch.filter(|switch| switch.place == (seq, ack));
         seq.wrapping_sub(self.received.value()).cast_signed() >= 0
             && ack.wrapping_sub(self.acked.value()).cast_signed() >= 0
-            && level.is_none_or(|switch| !switch.has_left(send_id))
+            && level.is_none_or(|switch| {
+                !switch.left.has(send_id) || (is_first && switch.taken.has(send_id))
+            })
     }
 
-    /// Moves current_key away from the key with the SendID `left`, as a segment of the far end
-    /// asked.
-    pub(super) fn switch_key(&mut self, left: u8, current: usize, segment: &Segment) {
+    /// Moves current_key from the key with the SendID `left` to the one with the SendID `taken`,
+    /// whose index is `current`, as a segment of the far end asked.
+    pub(super) fn switch_key(&mut self, left: u8, taken: u8, current: usize, segment: &Segment) {
         let place = self.place_of(segment);
         let level = self.switch.filter(|switch| switch.place == place);
         let mut switch = level.unwrap_or(Switch {
             place,
-            left: [0; 4],
+            left: SendIds::NONE,
+            taken: SendIds::NONE,
         });
-        switch.leave(left);
+        switch.left.insert(left);
+        switch.taken.insert(taken);
         self.switch = Some(switch);
         self.current = current;
     }

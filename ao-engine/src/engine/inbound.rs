@@ -397,7 +397,7 @@ impl<P: MacProvider> Engine<P> {
             return;
         };
         let wanted = plan.ao.rnext_key_id;
-        let may_switch = entry.may_switch_key(&plan.segment, wanted);
+        let may_switch = entry.may_switch_key(&plan.segment, peer, wanted);
         let first_proof = !core::mem::replace(&mut entry.proven, true);
         entry.note_received(plan.mkt, &plan.segment, now);
         let switched = may_switch && follow_rnext(entry, peer, plan);
@@ -508,7 +508,7 @@ fn follow_rnext<K>(entry: &mut Connection<K>, peer: &Peer, plan: &VerifyPlan<K>)
     let Some((place, _)) = find_key(peer, |key| key.send_id == wanted) else {
         return false;
     };
-    entry.switch_key(current.send_id, place, &plan.segment);
+    entry.switch_key(current.send_id, wanted, place, &plan.segment);
     true
 }
 

@@ -307,8 +307,8 @@ impl<P: MacProvider> Engine<P> {
         changes
     }
 
-    /// Takes up a connection as it was recorded, with the keys as they are now. False if no configured peer with a key covers
-    /// it, or the table is full.
+    /// Takes up a connection as it was recorded, with the keys as they are now. False if no
+    /// configured peer with a key covers it, or the table is full.
     pub fn restore(&mut self, now: Instant, entry: EntryId, record: &Record) -> bool {
         let Some((index, peer)) = usable_peer(&self.policy, &record.connection) else {
             return false;

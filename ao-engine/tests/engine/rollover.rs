@@ -188,6 +188,28 @@ fn a_quiet_connection_follows_any_number_of_changes_but_never_back() {
     }
 }
 
+/// A level segment that was held up leads to a key that both ends have skipped; the next one leads
+/// to the one that both prefer.
+#[test]
+fn a_quiet_connection_comes_back_to_the_key_that_is_first() {
+    let keys = (0..3).map(|n| key(2 * n + 1, 2 * n + 2, HmacSha1_96));
+    let mut session = Session::established(keys.collect());
+    let level = session.of_far(ACK, 1, 1);
+    let [oldest, held_up, newest] =
+        [1, 3, 5].map(|send_id| session.signed_with(&level, 0, send_id, 0));
+    // While this end prefers none of the two, nothing leads back.
+    for (segment, current) in [(&newest, 5), (&held_up, 3), (&newest, 3)] {
+        session.host.inbound(segment).passed();
+        assert_eq!(ids(&session), Some((current, 2)));
+    }
+    session.keys.rotate_right(1);
+    session.host.set_policy(vec![peer(&session)]);
+    for segment in [&newest, &held_up, &oldest] {
+        session.host.inbound(segment).passed();
+        assert_eq!(ids(&session), Some((5, 6)));
+    }
+}
+
 /// Two engines, an end each of one connection.
 struct Two {
     near: Host,

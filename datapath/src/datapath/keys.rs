@@ -149,20 +149,15 @@ impl Datapath {
     /// Closes all sessions of a peer, with a reset to both ends; returns how many.
     ///
     /// # Errors
-    /// When sockets cannot be listed, or one cannot be closed.
+    /// When sockets cannot be listed, or one cannot be closed; all others are closed then.
     pub fn close(&self, peer: &str) -> io::Result<usize> {
         let (policy, links) = {
             let state = self.running.state();
             (Arc::clone(&state.policy), Arc::clone(&state.links))
         };
-        let mut closed = 0;
-        for found in sockets::of_peers(&policy, &links)? {
-            if &*found.peer == peer {
-                ao_sys::sock_diag::destroy(&found.socket)?;
-                closed += 1;
-            }
-        }
-        Ok(closed)
+        let mut sockets = sockets::of_peers(&policy, &links)?;
+        sockets.retain(|found| &*found.peer == peer);
+        close_each(&sockets, |found| ao_sys::sock_diag::destroy(&found.socket))
     }
 
     /// Takes one step with many keys: `decide` changes a peer, if it may be changed, and `prove`
@@ -252,6 +247,20 @@ fn key_of((peer, send_id): &(Arc<str>, u8)) -> KeyOf {
 
 fn names<K>(keys: &[&K], of: impl Fn(&K) -> KeyOf) -> Vec<KeyOf> {
     keys.iter().map(|key| of(key)).collect()
+}
+
+/// Closes all that can be closed; one that is gone already is closed. The first error, if any.
+fn close_each<S>(sockets: &[S], close: impl Fn(&S) -> io::Result<()>) -> io::Result<usize> {
+    let mut first_error = None;
+    for socket in sockets {
+        match close(socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                first_error.get_or_insert(error);
+            }
+            _ => {}
+        }
+    }
+    first_error.map_or(Ok(sockets.len()), Err)
 }
 
 /// Refuses what would take a key from a session, or may do so.

@@ -121,22 +121,24 @@ impl Round {
 
     /// Takes out sockets of users that may not have keys.
     fn leave_out_strangers(&mut self, found: &mut Vec<Found>, trust: &Trust) {
-        let all = found.len();
-        let mut first = None;
-        found.retain(|found| {
-            let trusted = trust.covers(found.socket.uid, found.socket.local.port());
-            if !trusted && first.is_none() {
-                first = Some((found.name(), found.socket.uid));
-            }
-            trusted
-        });
-        if let Some((name, uid)) = first {
+        let is_trusted =
+            |found: &mut Found| trust.covers(found.socket.uid, found.socket.local.port());
+        let strangers: Vec<Found> = found.extract_if(.., |found| !is_trusted(found)).collect();
+        if let Some(first) = strangers.first() {
             self.problems.push(format!(
-                "{name} of user {uid} ({} such sockets) gets no keys, which it could read: it is \
+                "{} of user {} ({} such sockets) gets no keys, which it could read: it is \
                  neither root's, nor a launched daemon's, nor on a privileged port; start its \
                  daemon by `ao-sidecar exec -- …`",
-                all - found.len()
+                first.name(),
+                first.socket.uid,
+                strangers.len()
             ));
+        }
+        // A session of theirs is none of just anyone: it has keys of the peer's, or it would not be
+        // there. A listener or a handshake is, and must not hold up the change of keys.
+        for session in strangers.iter().filter(|stranger| stranger.is_session()) {
+            let text = format!("{}: its user may have no keys", session.name());
+            self.trouble(session.peer.as_ref().map(|peer| &peer.name), &text);
         }
     }
 
@@ -218,6 +220,16 @@ pub(super) fn run(
     }
     if round.refused.is_empty() || !orders.strictly {
         select_and_delete(target, &found, opener, orders, &mut round);
+        if round.deleted > 0 {
+            // Those born meanwhile may have what their listener has lost since.
+            let known: HashSet<u64> = found.iter().map(|found| found.socket.cookie).collect();
+            let mut late = sockets::find(target, &orders.of)?;
+            late.retain(|found| found.peer.is_some() && !known.contains(&found.socket.cookie));
+            round.leave_out_strangers(&mut late, trust);
+            add(target, &late, opener, memory, Missing::Free, &mut round);
+            select_and_delete(target, &late, opener, orders, &mut round);
+            found.append(&mut late);
+        }
     }
     if matches!(orders.of, Concerned::All) {
         opener.retain(&found);

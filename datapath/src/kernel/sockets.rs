@@ -35,6 +35,12 @@ impl Found {
         )
     }
 
+    /// Whether it is a connection beyond the handshake, which only who has keys gets to.
+    pub(super) fn is_session(&self) -> bool {
+        let opens = matches!(self.socket.state, TcpState::SynSent | TcpState::SynReceived);
+        self.peer.is_some() && !opens
+    }
+
     /// `listener on 0.0.0.0:179` or `10.0.0.1:179 – 10.0.0.2:40000`, for messages.
     pub(super) fn name(&self) -> String {
         match self.peer {

@@ -151,6 +151,24 @@ fn a_key_is_unused_only_where_all_sessions_can_be_seen() {
     assert_eq!(check_unused(&peer, 3, None), Err(KeyError::UnknownPeer));
 }
 
+#[test]
+fn one_socket_that_cannot_be_closed_keeps_no_other_open() {
+    let tried = std::cell::RefCell::new(Vec::new());
+    let close = |&errno: &i32| {
+        tried.borrow_mut().push(errno);
+        match errno {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    };
+    assert_eq!(close_each(&[0, libc::ENOENT, 0], close).unwrap(), 3);
+    tried.borrow_mut().clear();
+    let sockets = [libc::ENOENT, libc::EPERM, libc::EOPNOTSUPP, 0];
+    let error = close_each(&sockets, close).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+    assert_eq!(*tried.borrow(), sockets);
+}
+
 trait WithRecvId {
     fn clone_with_recv_id(&self, recv_id: u8) -> Mkt;
 }

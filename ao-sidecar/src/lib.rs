@@ -6,8 +6,8 @@ pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod identity;
-pub mod launch;
 mod keys;
+pub mod launch;
 mod logging;
 
 /// Version of both binaries.

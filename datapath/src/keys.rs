@@ -92,14 +92,9 @@ pub(crate) type Proofs = Vec<Result<(), KeyError>>;
 /// What a backend does with keys. Each step makes the arrangement so, once for all keys, and
 /// proves for each key what it names.
 pub(crate) trait Carrier {
-    /// The keys verify at every session, and at every listener.
-    fn install(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs;
-
-    /// The keys are rnext_key of every session, and current_key of those that begin.
-    fn select(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs;
-
-    /// The keys are current_key of no session.
-    fn retire(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs;
+    /// Every session and listener of the keys' peers has what is arranged: all keys, the first of
+    /// them as rnext_key, and none as current_key that is to be accepted only.
+    fn carry(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs;
 
     /// The keys are gone from every session and listener.
     fn delete(&self, arrangement: Arrangement, keys: &[(KeyOf, Removal)]) -> Proofs;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ao_engine::policy::Mkt;
 
 use super::served::{Served, engine_policy, kernel_target};
-use super::{Datapath, Running, State};
+use super::{Datapath, Running};
 use crate::kernel::Target;
 use crate::keys::{Arrangement, Carrier, KeyError, KeyOf, Observed, Proofs, Removal, unobserved};
 use crate::report::{Session, SessionState};
@@ -30,7 +30,7 @@ impl Datapath {
             keys,
             of,
             |peer, (_, mkt)| peer.install(mkt),
-            |carrier, arrangement, keys| carrier.install(arrangement, &names(keys, of)),
+            |carrier, arrangement, keys| carrier.carry(arrangement, &names(keys, of)),
         )
     }
 
@@ -44,7 +44,7 @@ impl Datapath {
             keys,
             key_of,
             |peer, &(_, send_id)| peer.select(send_id),
-            |carrier, arrangement, keys| carrier.select(arrangement, &names(keys, key_of)),
+            |carrier, arrangement, keys| carrier.carry(arrangement, &names(keys, key_of)),
         )
     }
 
@@ -59,7 +59,7 @@ impl Datapath {
             keys,
             key_of,
             |peer, &(_, send_id)| peer.retire(send_id),
-            |carrier, arrangement, keys| carrier.retire(arrangement, &names(keys, key_of)),
+            |carrier, arrangement, keys| carrier.carry(arrangement, &names(keys, key_of)),
         )
     }
 
@@ -169,8 +169,9 @@ impl Datapath {
         mut decide: impl FnMut(&mut Served, &K) -> Result<(), KeyError>,
         prove: impl Fn(&dyn Carrier, Arrangement, &[&K]) -> Proofs,
     ) -> Vec<Result<(), KeyError>> {
-        let mut state = self.running.state();
-        let mut fresh = state.peers.clone();
+        // Proofs take time, in which others may read what there is.
+        let _turn = self.running.turn();
+        let mut fresh = self.running.state().peers.clone();
         let places: HashMap<Arc<str>, usize> = fresh
             .iter()
             .enumerate()
@@ -199,7 +200,7 @@ impl Datapath {
             if concerned.is_empty() {
                 continue;
             }
-            let proofs = match self.running.arrange(&mut state, &fresh) {
+            let proofs = match self.running.arrange(&fresh) {
                 Ok(arrangement) => match self.running.carrier(backend) {
                     Some(carrier) => prove(carrier, arrangement, &concerned),
                     None => vec![Err(KeyError::Unanswered); concerned.len()],
@@ -216,7 +217,8 @@ impl Datapath {
 
 impl Running {
     /// Takes `fresh` for what is wanted from now on, unless it contradicts itself.
-    fn arrange(&self, state: &mut State, fresh: &[Served]) -> Result<Arrangement, KeyError> {
+    fn arrange(&self, fresh: &[Served]) -> Result<Arrangement, KeyError> {
+        let mut state = self.state();
         let policy = Arc::new(engine_policy(fresh, &state.links)?);
         let former = self.kernel.get().map(|kernel| kernel.target());
         let none = Arc::new(Target::default());

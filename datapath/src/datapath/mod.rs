@@ -54,6 +54,8 @@ struct Running {
     /// Set once, as it tells us of launched daemons.
     kernel: OnceLock<Kernel>,
     abilities: Abilities,
+    /// Held by whoever makes a change, until it is done; taken before `state`.
+    turn: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -147,6 +149,7 @@ impl Datapath {
             userspace,
             kernel: OnceLock::new(),
             abilities,
+            turn: Mutex::default(),
             state: Mutex::new(State {
                 peers,
                 links,
@@ -184,6 +187,7 @@ impl Datapath {
     /// # Errors
     /// When something else than keys differs, or keys contradict each other.
     pub fn set_keys(&self, peers: &[PeerSpec]) -> Result<usize, ReloadError> {
+        let _turn = self.running.turn();
         let mut state = self.running.state();
         let differences = differences(&state.peers, peers);
         if !differences.is_empty() {
@@ -290,6 +294,7 @@ impl Running {
         let Some(kernel) = self.kernel.get() else {
             return;
         };
+        let _turn = self.turn();
         let mut state = self.state();
         let specs: Vec<PeerSpec> = state.peers.iter().map(|peer| peer.spec.clone()).collect();
         let decided = self
@@ -380,6 +385,7 @@ impl Running {
     }
 
     fn set_links(&self, links: &Arc<Links>) {
+        let _turn = self.turn();
         let mut state = self.state();
         state.links = Arc::clone(links);
         if let Some(kernel) = self.kernel.get() {
@@ -403,6 +409,11 @@ impl Running {
         {
             tracing::error!(%error, "a change of peers or devices is not proven");
         }
+    }
+
+    /// One change at a time.
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

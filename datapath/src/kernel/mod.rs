@@ -268,15 +268,7 @@ fn is_gone(round: &Round, key: &KeyOf) -> Result<(), KeyError> {
 }
 
 impl Carrier for Kernel {
-    fn install(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs {
-        self.carry_out(arrangement, keys.iter(), HashSet::new(), is_done)
-    }
-
-    fn select(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs {
-        self.carry_out(arrangement, keys.iter(), HashSet::new(), is_done)
-    }
-
-    fn retire(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs {
+    fn carry(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs {
         self.carry_out(arrangement, keys.iter(), HashSet::new(), is_done)
     }
 

@@ -241,15 +241,7 @@ fn housekeep(
 }
 
 impl Carrier for Userspace {
-    fn install(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs {
-        self.adopt(&arrangement, keys.len())
-    }
-
-    fn select(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs {
-        self.adopt(&arrangement, keys.len())
-    }
-
-    fn retire(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs {
+    fn carry(&self, arrangement: Arrangement, keys: &[KeyOf]) -> Proofs {
         self.adopt(&arrangement, keys.len())
     }
 

@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::fchown;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +13,9 @@ use ao_engine::crypto::{Algorithm, MasterKey};
 use ao_engine::policy::Prefix;
 use ao_sys::tcp_ao::{self, NewKey, Scope};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen, socket,
+};
 
 use super::*;
 use crate::choice::Decision;
@@ -463,6 +466,32 @@ fn sessions_that_begin_in_mid_change_get_the_new_key() {
         lab.install("nowhere", 2).unwrap();
         lab.select("nowhere", 2).unwrap();
         assert_eq!(in_use(&calling), (2, 2));
+        lab.datapath.stop().unwrap();
+    });
+}
+
+/// Its user could read the keys, but without them no step is done everywhere.
+#[test]
+#[ignore = "needs the lab's kernel"]
+fn a_session_of_just_any_user_is_no_proof_of_a_change() {
+    apart(|| {
+        let lab = Lab::start();
+        lab.install("far", 1).unwrap();
+        let far = with_keys(HERE, &[1]);
+        let end = SockaddrStorage::from(SocketAddr::new(FAR.into(), 179));
+        bind(far.as_raw_fd(), &end).unwrap();
+        listen(&far, Backlog::new(1).unwrap()).unwrap();
+        let far = TcpListener::from(far);
+        let near = with_keys(FAR, &[1]);
+        fchown(&near, Some(1000), None).unwrap();
+        begin(&near, HERE, FAR);
+        let _far_end = accepted(&far);
+        let refused = lab.install("far", 2).unwrap_err();
+        assert!(matches!(refused, KeyError::Socket(_)), "{refused}");
+        assert_eq!(installed(&near), [1]);
+        fchown(&near, Some(0), None).unwrap();
+        lab.install("far", 2).unwrap();
+        assert_eq!(installed(&near), [1, 2]);
         lab.datapath.stop().unwrap();
     });
 }

@@ -86,19 +86,19 @@ pub(super) struct Admission {
 #[derive(Default)]
 struct Room {
     next: u64,
-    /// By age.
-    pending: BTreeMap<u64, Pending>,
+    /// By age; none is empty. What is dropped of them closes its connection.
+    pending: HashMap<Group, BTreeMap<u64, oneshot::Sender<()>>>,
     authenticated: usize,
     partners: HashMap<Arc<str>, usize>,
     /// Those that wait for room, by source.
     waiting: HashMap<IpAddr, usize>,
 }
 
-struct Pending {
+/// Pending connections that take each other's place first.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Group {
     source: IpAddr,
     stranger: bool,
-    /// Dropped, it closes the connection.
-    _keep: oneshot::Sender<()>,
 }
 
 /// A connection's place; given back when dropped.
@@ -117,7 +117,7 @@ struct Turn<'a> {
 }
 
 enum Holder {
-    Pending(u64),
+    Pending(Group, u64),
     Partner(Arc<str>),
 }
 
@@ -136,30 +136,23 @@ impl Admission {
         address: IpAddr,
         expected: usize,
     ) -> Result<Entered, Full> {
-        let source = source(address);
-        let stranger = expected == 0;
+        let (source, stranger) = (source(address), expected == 0);
+        let group = Group { source, stranger };
         let mut room = self.room();
-        room.shrink(self.per_source(expected), |pending| {
-            pending.source == source && pending.stranger == stranger
-        });
+        while room.pending_of(group) >= self.per_source(expected) && room.close_oldest(group) {}
         if stranger {
-            room.shrink(self.limits.strangers, |pending| pending.stranger);
+            while room.strangers() >= self.limits.strangers && room.close_stranger() {}
         }
         let full = room.used() >= self.limits.connections;
-        if full && (stranger || !room.close_one(|pending| pending.stranger)) {
+        if full && (stranger || !room.close_stranger()) {
             return Err(Full::Connections);
         }
         let (keep, evicted) = oneshot::channel();
         let number = room.next;
         room.next += 1;
-        let pending = Pending {
-            source,
-            stranger,
-            _keep: keep,
-        };
-        room.pending.insert(number, pending);
+        room.pending.entry(group).or_default().insert(number, keep);
         let admission = Arc::clone(self);
-        let holder = Holder::Pending(number);
+        let holder = Holder::Pending(group, number);
         Ok((Place { admission, holder }, evicted))
     }
 
@@ -206,31 +199,48 @@ impl Admission {
 
 impl Room {
     fn used(&self) -> usize {
-        self.pending.len() + self.authenticated
+        self.pending.values().map(BTreeMap::len).sum::<usize>() + self.authenticated
     }
 
-    /// Closes some of those that `counts` until there is one less than `limit`.
-    fn shrink(&mut self, limit: usize, counts: impl Fn(&Pending) -> bool) {
-        let matching = self.pending.values().filter(|pending| counts(pending));
-        let excess = (matching.count() + 1).saturating_sub(limit);
-        for _ in 0..excess {
-            self.close_one(&counts);
-        }
+    fn strangers(&self) -> usize {
+        let strangers = self.pending.iter().filter(|(group, _)| group.stranger);
+        strangers.map(|(_, pending)| pending.len()).sum()
     }
 
-    /// Of those that `counts`, closes the oldest one of the source that has most; between equals
-    /// the oldest. Whether there was one.
-    fn close_one(&mut self, counts: impl Fn(&Pending) -> bool) -> bool {
-        let mut sources = HashMap::new();
-        for (&number, pending) in &self.pending {
-            if counts(pending) {
-                let oldest = Reverse(number);
-                let (held, _) = sources.entry(pending.source).or_insert((0, oldest));
-                *held += 1;
-            }
+    fn pending_of(&self, group: Group) -> usize {
+        self.pending.get(&group).map_or(0, BTreeMap::len)
+    }
+
+    /// Closes the oldest one of the strangers' source that has most; between equals the oldest.
+    /// Whether there was one.
+    fn close_stranger(&mut self) -> bool {
+        let strangers = self.pending.iter().filter(|(group, _)| group.stranger);
+        let fullest = strangers.max_by_key(|(_, pending)| {
+            let oldest = pending.first_key_value().map(|(&number, _)| number);
+            (pending.len(), Reverse(oldest))
+        });
+        let group = fullest.map(|(&group, _)| group);
+        group.is_some_and(|group| self.close_oldest(group))
+    }
+
+    /// Whether there was one.
+    fn close_oldest(&mut self, group: Group) -> bool {
+        let pending = self.pending.get(&group);
+        let oldest = pending.and_then(|pending| pending.first_key_value());
+        let number = oldest.map(|(&number, _)| number);
+        number.is_some_and(|number| self.remove(group, number))
+    }
+
+    /// Whether it was there.
+    fn remove(&mut self, group: Group, number: u64) -> bool {
+        let Entry::Occupied(mut pending) = self.pending.entry(group) else {
+            return false;
+        };
+        let was_there = pending.get_mut().remove(&number).is_some();
+        if pending.get().is_empty() {
+            pending.remove();
         }
-        let fullest = sources.into_values().max();
-        fullest.is_some_and(|(_, Reverse(number))| self.pending.remove(&number).is_some())
+        was_there
     }
 }
 
@@ -255,9 +265,9 @@ impl Place {
         if count >= limit {
             return Err(Full::Partner);
         }
-        if let Holder::Pending(number) = self.holder {
+        if let Holder::Pending(group, number) = self.holder {
             // When it was just evicted, the certificate came in time nevertheless.
-            room.pending.remove(&number);
+            room.remove(group, number);
             room.authenticated += 1;
             room.partners.insert(Arc::clone(first), count + 1);
             self.holder = Holder::Partner(Arc::clone(first));
@@ -270,8 +280,8 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut room = self.admission.room();
         match &self.holder {
-            Holder::Pending(number) => {
-                room.pending.remove(number);
+            Holder::Pending(group, number) => {
+                room.remove(*group, *number);
             }
             Holder::Partner(partner) => {
                 room.authenticated = room.authenticated.saturating_sub(1);

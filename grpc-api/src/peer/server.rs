@@ -36,8 +36,9 @@ use super::{MAX_MESSAGE, PeerIdentity, VERSIONS, VERSIONS_METADATA, tls, wire};
 use crate::v1;
 use crate::v1::peer_key_service_server::{PeerKeyService, PeerKeyServiceServer};
 
-/// Connections that the kernel completes before we take them.
-const BACKLOG: u32 = 1024;
+/// Connections that the kernel completes before we take them, and its usual limit: one more has to
+/// try again, a second later.
+const BACKLOG: u32 = 4096;
 /// Longest time that calls in progress have when the server stops.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long a refused client has to read why.

@@ -18,7 +18,7 @@ use datapath::{Datapath, StartError, StopError};
 use grpc_api::operator::EventLog;
 use grpc_api::{ApiSocket, PeerFacts, Snapshot, SocketError, Source};
 use nix::sys::prctl::set_dumpable;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinError, spawn_blocking};
@@ -147,6 +147,7 @@ fn start(options: &Options, config: Config) -> Result<(), DaemonError> {
     check_privileges()?;
     keep_keys_out_of_core_dumps();
     ao_sys::memory::keep_little();
+    allow_many_descriptors();
     // Held until the end: a second daemon must not touch this one's state or socket.
     let _state_dir = StateDir::open(&config.state_dir)?;
     let socket = ApiSocket::bind(&config.api_socket)?;
@@ -155,6 +156,15 @@ fn start(options: &Options, config: Config) -> Result<(), DaemonError> {
         .max_blocking_threads(BLOCKING_THREADS)
         .build()?;
     runtime.block_on(supervise(options, config, socket))
+}
+
+/// Calls of peers and sockets of daemons need more than the usual soft limit.
+fn allow_many_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "the number of open files cannot be raised");
+    }
 }
 
 /// A core dump or a debugger of another process would show the master keys.

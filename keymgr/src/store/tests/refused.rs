@@ -97,7 +97,8 @@ fn edited_and_exchanged_rows_are_noticed() {
     let secrets = TableDefinition::<Row, &[u8]>::new("secrets");
     let slots = TableDefinition::<Row, &[u8]>::new("slots");
     let header = TableDefinition::<&str, &[u8]>::new("header");
-    let edits: [(&str, &dyn Fn(&redb::WriteTransaction)); 7] = [
+    type Edit<'e> = &'e dyn Fn(&redb::WriteTransaction);
+    let edits: [(&str, Edit<'_>); 7] = [
         ("a record taken from another peer", &|transaction| {
             let mut table = transaction.open_table(peers).unwrap();
             let other = table.get("as64502").unwrap().unwrap().value().to_vec();

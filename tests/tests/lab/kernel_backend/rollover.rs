@@ -87,10 +87,10 @@ fn keys_of_a_quiet_session_roll_over_with_the_keepalives() {
     let session = session(KERNEL, |speaker| speaker.hold_time = 30);
     let pair = &session.pair;
     pair.wait_next(CHANGE);
-    let waiting = wait::poll("the status waiting for traffic", CHANGE, || {
+    let waiting = wait::poll("the status telling what is waited for", CHANGE, || {
         let rolling = pair.a.try_rolling()?;
         let waiting = rolling.told["waiting"].as_str().unwrap_or_default();
-        match waiting.contains("traffic") {
+        match rolling.active > 0 && !rolling.proven && waiting.contains("use") {
             true => Ok(waiting.to_owned()),
             false => Err(rolling.told.to_string()),
         }

@@ -43,7 +43,7 @@ fn its_files_are_private_and_complete() {
         .map(|entry| entry.unwrap().file_name());
     let mut names: Vec<_> = names.collect();
     names.sort();
-    assert_eq!(names, [CERTIFICATE_FILE, KEY_FILE]);
+    assert_eq!(names, [CERTIFICATE_FILE, KEY_FILE, "making.lock"]);
     for name in names {
         let mode = fs::metadata(folder.path().join(name)).unwrap().mode();
         assert_eq!(mode & 0o7777, 0o600);

@@ -122,6 +122,6 @@ fn a_second_name_of_the_store_itself_is_just_taken_away() {
     assert_eq!(store.load().unwrap(), *state);
     assert_eq!(
         names(folder.path()),
-        ["keys.redb", "keys.redb.lock", "store.key"]
+        ["keys.redb", "keys.redb.lock", "making.lock", "store.key"]
     );
 }

@@ -50,7 +50,7 @@ fn what_is_saved_is_loaded_after_every_save_and_reopening() {
         assert_eq!(store.instance(), instance);
         assert_eq!(
             names(folder.path()),
-            ["keys.redb", "keys.redb.lock", "store.key"]
+            ["keys.redb", "keys.redb.lock", "making.lock", "store.key"]
         );
     }
 }

@@ -113,7 +113,7 @@ fn kill_again_and_again() {
         assert!(found > saves, "{found} after {saves}");
         saves = found;
         let files = fs::read_dir(folder.path()).unwrap().count();
-        assert_eq!(files, 3, "store, lock and sealing key");
+        assert_eq!(files, 4, "store, sealing key, and a lock for each");
     }
     println!("{KILLS} kills, {saves} saves");
 }

@@ -2,6 +2,9 @@
 //! and deleted on live sessions.
 //!
 //! A thread of its own looks at all chains when one changes, and every few seconds at the clocks.
+//! `watch` has what it looks at besides, and tells.
+
+mod watch;
 
 use std::collections::HashMap;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -14,9 +17,9 @@ use ao_engine::policy::Mkt;
 use datapath::AbortOnPanic;
 use grpc_api::operator::Severity;
 use keymgr::backend::{Backend, Removal};
-use keymgr::chain::{KeyChain, OnExpiry, Wanted};
-use keymgr::clock::{ClockChange, ClockWatch};
-use keymgr::rollover::{Now, SessionKeys};
+use keymgr::chain::{KeyChain, Wanted};
+use keymgr::clock::ClockWatch;
+use keymgr::rollover::Now;
 
 use super::clock::Clock;
 use super::events::Events;
@@ -422,125 +425,6 @@ impl Shared {
         }
     }
 
-    /// Looks which keys sessions use.
-    fn observe(&self, state: &mut State, now: Now) {
-        let names: Vec<Arc<str>> = state
-            .peers
-            .iter()
-            .map(|scheduled| Arc::clone(&scheduled.peer.name))
-            .collect();
-        if names.is_empty() {
-            return;
-        }
-        let waiting = state.peers.iter().filter(|peer| peer.awaited.is_some());
-        let waiting: Vec<_> = waiting.map(|peer| Arc::clone(&peer.peer.name)).collect();
-        if !waiting.is_empty() {
-            self.backend.nudge(&waiting);
-        }
-        let all = self.backend.observe(&names);
-        for ((scheduled, sessions), peer) in state.peers.iter_mut().zip(all).zip(names) {
-            match sessions {
-                Ok(sessions) => {
-                    note_use(&mut state.uses, &peer, &sessions, now.wall);
-                    self.tell_use(scheduled, &sessions, now.steady);
-                }
-                // What is not seen is not to be taken for not there; it is looked for again.
-                Err(reason) => tracing::debug!(%peer, %reason, "sessions cannot be looked at"),
-            }
-        }
-    }
-
-    /// Tells when all sessions use the key that was selected.
-    fn tell_use(&self, scheduled: &mut Scheduled, sessions: &[SessionKeys], steady: Duration) {
-        let Some((mkt, since)) = &scheduled.awaited else {
-            return;
-        };
-        let uses = |session: &SessionKeys| {
-            session.send_id_current == mkt.send_id && session.recv_id_rnext == mkt.recv_id
-        };
-        if sessions.is_empty() {
-            // Those to come begin with it.
-            scheduled.awaited = None;
-            return;
-        }
-        let elapsed = steady.saturating_sub(*since);
-        if let Some(lagging) = sessions.iter().find(|session| !uses(session)) {
-            if elapsed >= OVERDUE && !scheduled.overdue {
-                let message = format!(
-                    "{} does not use the key with send_id {} yet: does the far end have it, and ask \
-                     for it?",
-                    lagging.name, mkt.send_id
-                );
-                self.tell(scheduled, "chain-key-overdue", Severity::Alarm, message);
-                scheduled.overdue = true;
-            }
-            return;
-        }
-        let seconds = elapsed.as_secs_f64();
-        let message = format!(
-            "key with send_id {} in use in both directions on {} after {seconds:.1} s",
-            mkt.send_id,
-            count(sessions.len(), "session"),
-        );
-        self.tell(scheduled, "chain-key-in-use", Severity::Info, message);
-        scheduled.awaited = None;
-    }
-
-    /// Tells of a chain that is over, or soon will be.
-    fn tell_expiry(&self, scheduled: &mut Scheduled, wanted: &Wanted, now: SystemTime) {
-        if let Some(days) = scheduled.peer.chain.warning_due(now, scheduled.warned) {
-            let message = format!(
-                "key chain {:?} ends in less than {}: add a key with a later end",
-                scheduled.peer.chain.name(),
-                count(usize::from(days), "day"),
-            );
-            self.tell(scheduled, "chain-ends", Severity::Warning, message);
-            scheduled.warned = Some(days);
-        }
-        let name = scheduled.peer.chain.name();
-        let message = match (wanted.expired, scheduled.expired) {
-            (Some(OnExpiry::Keep), false) => {
-                format!("key chain {name:?} is over: its last key stays in use; add a key")
-            }
-            (Some(OnExpiry::Close), false) => format!(
-                "key chain {name:?} is over: the peer is blocked and its sessions are closed; add a \
-                 key"
-            ),
-            (_, _) => {
-                scheduled.expired = wanted.expired.is_some();
-                return;
-            }
-        };
-        scheduled.expired = true;
-        self.tell(scheduled, "chain-over", Severity::Alarm, message);
-    }
-
-    fn tell_clock(&self, change: ClockChange) {
-        let (kind, severity, message) = match change {
-            ClockChange::Jumped { to, trusted } => (
-                "clock-jumped",
-                Severity::Alarm,
-                format!(
-                    "the wall clock jumped to {}, expected {}: key chains go on by the steady clock \
-                     for an hour; set the clock, or reload to believe it now",
-                    super::time_text(to),
-                    super::time_text(trusted),
-                ),
-            ),
-            ClockChange::Returned => (
-                "clock-returned",
-                Severity::Info,
-                "the wall clock is where it should be again".to_owned(),
-            ),
-            ClockChange::Believed => (
-                "clock-believed",
-                Severity::Warning,
-                "the wall clock has been even since its jump: key chains go by it".to_owned(),
-            ),
-        };
-        self.events.tell(None, kind, severity, message);
-    }
-
     /// Whether a step was taken. Why it was not is told once.
     fn note(&self, scheduled: &mut Scheduled, result: Result<(), String>, what: &str) -> bool {
         let Err(reason) = result else {
@@ -606,35 +490,8 @@ impl Scheduled {
     }
 }
 
-/// Notes how often keys were used, and when they last were.
-fn note_use(
-    uses: &mut HashMap<(Arc<str>, u8), Use>,
-    peer: &Arc<str>,
-    sessions: &[SessionKeys],
-    now: SystemTime,
-) {
-    let mut verified: HashMap<u8, u64> = HashMap::new();
-    for &(id, count) in sessions.iter().flat_map(|session| &session.verified) {
-        *verified.entry(id).or_default() += count;
-    }
-    for (id, count) in verified {
-        let used = uses.entry((Arc::clone(peer), id)).or_default();
-        if count > used.verified {
-            used.last = Some(now);
-        }
-        used.verified = count;
-    }
-}
-
 fn not_yet(send_id: u8, step: &str) -> String {
     format!("the key with send_id {send_id} is not {step} yet")
-}
-
-fn count(count: usize, what: &str) -> String {
-    match count {
-        1 => format!("1 {what}"),
-        count => format!("{count} {what}s"),
-    }
 }
 
 #[cfg(test)]

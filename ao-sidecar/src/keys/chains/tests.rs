@@ -2,8 +2,9 @@ use std::time::UNIX_EPOCH;
 
 use ao_engine::crypto::{Algorithm, MasterKey};
 use grpc_api::operator::EventLog;
-use keymgr::chain::{Key, Rules};
+use keymgr::chain::{Key, OnExpiry, Rules};
 use keymgr::lifetime::{Lifetime, Tolerance};
+use keymgr::rollover::SessionKeys;
 
 use super::*;
 

@@ -6,18 +6,28 @@ use ao_engine::policy::Mkt;
 use keymgr::backend::{Backend, Removal};
 use keymgr::rollover::Event;
 
+/// Peer, generation, key.
+type Install = (Arc<str>, u64, Arc<Mkt>);
+/// Peer, generation, SendID.
+type Select = (Arc<str>, u64, u8);
+/// Generation, key.
+type Delete = (u64, Removal);
+
 /// What the backend is to do, in this order.
 #[derive(Default)]
 pub(super) struct Job {
-    pub(super) install: Vec<(Arc<str>, u64, Arc<Mkt>)>,
-    pub(super) select: Vec<(Arc<str>, u64, u8)>,
-    pub(super) delete: Vec<(u64, Removal)>,
+    pub(super) install: Vec<Install>,
+    pub(super) select: Vec<Select>,
+    pub(super) delete: Vec<Delete>,
     pub(super) nudge: Vec<Arc<str>>,
     pub(super) observe: Vec<Arc<str>>,
 }
 
+/// What came of a step, for the peer's state machine.
+type Told = (Arc<str>, Event);
+
 /// What came of it, for the peers' state machines.
-pub(super) type Outcome = Vec<(Arc<str>, Event)>;
+pub(super) type Outcome = Vec<Told>;
 
 impl Job {
     pub(super) fn is_empty(&self) -> bool {
@@ -38,33 +48,43 @@ impl Job {
 
     /// What is told when it broke off: every step is answered, or the peer waits for ever.
     pub(super) fn broken(&self) -> Outcome {
-        let reason = || "the step broke off".to_owned();
-        let install = self.install.iter().map(|&(ref peer, number, _)| {
-            let reason = reason();
-            (Arc::clone(peer), Event::InstallFailed { number, reason })
-        });
-        let select = self.select.iter().map(|&(ref peer, number, _)| {
-            let reason = reason();
-            (Arc::clone(peer), Event::SelectFailed { number, reason })
-        });
-        let delete = self.delete.iter().map(|(number, removal)| {
-            let (number, reason) = (*number, reason());
-            (
-                Arc::clone(&removal.peer),
-                Event::DeleteFailed { number, reason },
-            )
-        });
+        let broken = || Err("the step broke off".to_owned());
+        let install = self.install.iter().cloned();
+        let select = self.select.iter().cloned();
+        let delete = self.delete.iter().cloned();
         let observe = self.observe.iter();
         let observe = observe.map(|peer| (Arc::clone(peer), Event::NotObserved));
-        install.chain(select).chain(delete).chain(observe).collect()
+        install
+            .map(|key| installed(key, broken()))
+            .chain(select.map(|key| selected(key, broken())))
+            .chain(delete.map(|key| deleted(key, broken())))
+            .chain(observe)
+            .collect()
     }
 
     /// Does everything.
     pub(super) fn run(self, backend: &impl Backend) -> Outcome {
-        let mut outcome = Vec::new();
-        install(self.install, backend, &mut outcome);
-        select(self.select, backend, &mut outcome);
-        delete(self.delete, backend, &mut outcome);
+        let install = |(peer, _, mkt): &Install| (Arc::clone(peer), Arc::clone(mkt));
+        let select = |(peer, _, send_id): &Select| (Arc::clone(peer), *send_id);
+        let delete = |(_, removal): &Delete| removal.clone();
+        let mut outcome = step(
+            self.install,
+            install,
+            |keys| backend.install(keys),
+            installed,
+        );
+        outcome.extend(step(
+            self.select,
+            select,
+            |keys| backend.select(keys),
+            selected,
+        ));
+        outcome.extend(step(
+            self.delete,
+            delete,
+            |keys| backend.delete(keys),
+            deleted,
+        ));
         if !self.nudge.is_empty() {
             backend.nudge(&self.nudge);
         }
@@ -73,67 +93,44 @@ impl Job {
     }
 }
 
-fn install(keys: Vec<(Arc<str>, u64, Arc<Mkt>)>, backend: &impl Backend, outcome: &mut Outcome) {
+/// Takes one step for all keys, which the backend knows as `named`, and tells what came of each.
+fn step<K, N>(
+    keys: Vec<K>,
+    named: impl Fn(&K) -> N,
+    take: impl FnOnce(&[N]) -> Vec<Result<(), String>>,
+    told: fn(K, Result<(), String>) -> Told,
+) -> Outcome {
     if keys.is_empty() {
-        return;
+        return Vec::new();
     }
-    let named: Vec<_> = keys
-        .iter()
-        .map(|(peer, _, mkt)| (Arc::clone(peer), Arc::clone(mkt)))
-        .collect();
-    let results = backend.install(&named);
-    outcome.extend(
-        keys.into_iter()
-            .zip(results)
-            .map(|((peer, number, _), result)| {
-                let event = match result {
-                    Ok(()) => Event::Installed { number },
-                    Err(reason) => Event::InstallFailed { number, reason },
-                };
-                (peer, event)
-            }),
-    );
+    let names: Vec<N> = keys.iter().map(named).collect();
+    let results = take(&names);
+    let both = keys.into_iter().zip(results);
+    both.map(|(key, result)| told(key, result)).collect()
 }
 
-fn select(keys: Vec<(Arc<str>, u64, u8)>, backend: &impl Backend, outcome: &mut Outcome) {
-    if keys.is_empty() {
-        return;
-    }
-    let named: Vec<_> = keys
-        .iter()
-        .map(|(peer, _, send_id)| (Arc::clone(peer), *send_id))
-        .collect();
-    let results = backend.select(&named);
-    outcome.extend(
-        keys.into_iter()
-            .zip(results)
-            .map(|((peer, number, _), result)| {
-                let event = match result {
-                    Ok(()) => Event::Selected { number },
-                    Err(reason) => Event::SelectFailed { number, reason },
-                };
-                (peer, event)
-            }),
-    );
+fn installed((peer, number, _): Install, result: Result<(), String>) -> Told {
+    let event = match result {
+        Ok(()) => Event::Installed { number },
+        Err(reason) => Event::InstallFailed { number, reason },
+    };
+    (peer, event)
 }
 
-fn delete(keys: Vec<(u64, Removal)>, backend: &impl Backend, outcome: &mut Outcome) {
-    if keys.is_empty() {
-        return;
-    }
-    let named: Vec<_> = keys.iter().map(|(_, removal)| removal.clone()).collect();
-    let results = backend.delete(&named);
-    outcome.extend(
-        keys.into_iter()
-            .zip(results)
-            .map(|((number, removal), result)| {
-                let event = match result {
-                    Ok(()) => Event::Deleted { number },
-                    Err(reason) => Event::DeleteFailed { number, reason },
-                };
-                (removal.peer, event)
-            }),
-    );
+fn selected((peer, number, _): Select, result: Result<(), String>) -> Told {
+    let event = match result {
+        Ok(()) => Event::Selected { number },
+        Err(reason) => Event::SelectFailed { number, reason },
+    };
+    (peer, event)
+}
+
+fn deleted((number, removal): Delete, result: Result<(), String>) -> Told {
+    let event = match result {
+        Ok(()) => Event::Deleted { number },
+        Err(reason) => Event::DeleteFailed { number, reason },
+    };
+    (removal.peer, event)
 }
 
 fn observe(mut peers: Vec<Arc<str>>, backend: &impl Backend, outcome: &mut Outcome) {

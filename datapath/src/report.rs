@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::settings::Backend;
 
@@ -119,6 +120,10 @@ pub struct QueueReport {
     pub packets: u64,
     /// Times the kernel found the socket buffer full (ENOBUFS).
     pub overruns: u64,
+    /// Packets that wait in it.
+    pub waiting: u32,
+    /// Packets the kernel dropped because the queue was full.
+    pub dropped: u64,
 }
 
 /// A daemon that `ao-sidecar exec` launched.
@@ -168,6 +173,10 @@ pub struct Report {
     pub drops: BTreeMap<&'static str, u64>,
     /// Packets dropped by the firewall itself, by rule (`unsigned`, `fragment`, `ttl`, `guard`).
     pub firewall_drops: BTreeMap<&'static str, u64>,
+    /// MACs that the userspace backend has computed.
+    pub macs: u64,
+    /// Time it took for them, all workers together.
+    pub mac_time: Duration,
     /// The kernel backend; `None` when it does not run.
     pub kernel: Option<KernelReport>,
 }

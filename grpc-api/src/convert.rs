@@ -21,6 +21,7 @@ pub(crate) fn status(snapshot: &Snapshot) -> v1::GetStatusResponse {
         queues: queues(&report.queues),
         peers: peers(snapshot).peers,
         kernel: report.kernel.as_ref().map(kernel),
+        ..Default::default()
     }
 }
 
@@ -76,6 +77,8 @@ pub(crate) fn counters(snapshot: &Snapshot) -> v1::GetCountersResponse {
         firewall_drops: named(&report.firewall_drops),
         queues: queues(&report.queues),
         rules_restored: report.rules_restored,
+        macs: report.macs,
+        mac_time: report.mac_time.try_into().ok(),
     }
 }
 
@@ -97,6 +100,7 @@ fn peer(report: &PeerReport, facts: Option<&PeerFacts>) -> v1::Peer {
         last_port: last_port.into(),
         datapath: report.backend.as_str().to_owned(),
         datapath_reason: report.backend_reason.clone(),
+        ..Default::default()
     }
 }
 
@@ -147,6 +151,8 @@ fn queues(queues: &[QueueReport]) -> Vec<v1::Queue> {
         number: queue.number.into(),
         packets: queue.packets,
         overruns: queue.overruns,
+        waiting: queue.waiting,
+        dropped: queue.dropped,
     };
     queues.iter().map(queue).collect()
 }

@@ -255,11 +255,119 @@ impl<S: Source, K: KeyControl> OperatorService for Operator<S, K> {
         })?;
         Ok(Response::new(stream))
     }
+
+    async fn list_key_chains(
+        &self,
+        _: Request<crate::v1::ListKeyChainsRequest>,
+    ) -> Result<Response<crate::v1::ListKeyChainsResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn get_config(
+        &self,
+        _: Request<crate::v1::GetConfigRequest>,
+    ) -> Result<Response<crate::v1::GetConfigResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn validate_config(
+        &self,
+        _: Request<crate::v1::ValidateConfigRequest>,
+    ) -> Result<Response<crate::v1::ValidateConfigResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn diff_config(
+        &self,
+        _: Request<crate::v1::DiffConfigRequest>,
+    ) -> Result<Response<crate::v1::DiffConfigResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn reload_config(
+        &self,
+        _: Request<crate::v1::ReloadConfigRequest>,
+    ) -> Result<Response<crate::v1::ReloadConfigResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn create_peer(
+        &self,
+        _: Request<crate::v1::CreatePeerRequest>,
+    ) -> Result<Response<crate::v1::ChangeResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn update_peer(
+        &self,
+        _: Request<crate::v1::UpdatePeerRequest>,
+    ) -> Result<Response<crate::v1::ChangeResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn delete_peer(
+        &self,
+        _: Request<crate::v1::DeletePeerRequest>,
+    ) -> Result<Response<crate::v1::ChangeResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn create_key_chain(
+        &self,
+        _: Request<crate::v1::CreateKeyChainRequest>,
+    ) -> Result<Response<crate::v1::ChangeResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn update_key_chain(
+        &self,
+        _: Request<crate::v1::UpdateKeyChainRequest>,
+    ) -> Result<Response<crate::v1::ChangeResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn delete_key_chain(
+        &self,
+        _: Request<crate::v1::DeleteKeyChainRequest>,
+    ) -> Result<Response<crate::v1::ChangeResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn create_key(
+        &self,
+        _: Request<crate::v1::CreateKeyRequest>,
+    ) -> Result<Response<crate::v1::ChangeResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn update_key(
+        &self,
+        _: Request<crate::v1::UpdateKeyRequest>,
+    ) -> Result<Response<crate::v1::ChangeResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn delete_key(
+        &self,
+        _: Request<crate::v1::DeleteKeyRequest>,
+    ) -> Result<Response<crate::v1::ChangeResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn diagnose(
+        &self,
+        _: Request<crate::v1::DiagnoseRequest>,
+    ) -> Result<Response<crate::v1::DiagnoseResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
 }
 
 impl From<ControlError> for Status {
     fn from(error: ControlError) -> Self {
         match &error {
+            ControlError::Invalid(_) => Self::invalid_argument(error.to_string()),
+            ControlError::NotFound(_) => Self::not_found(error.to_string()),
+            ControlError::Exists(_) => Self::already_exists(error.to_string()),
             ControlError::Refused(_) => Self::failed_precondition(error.to_string()),
             ControlError::Stopping => Self::unavailable(error.to_string()),
         }

@@ -388,6 +388,7 @@ impl From<v1::Queue> for Queue {
             number,
             packets,
             overruns,
+            ..
         }: v1::Queue,
     ) -> Self {
         Self {

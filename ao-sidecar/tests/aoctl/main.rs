@@ -190,11 +190,13 @@ fn snapshot() -> Snapshot {
                     number: 7900,
                     packets: 1900,
                     overruns: 5,
+                    ..QueueReport::default()
                 },
                 QueueReport {
                     number: 7901,
                     packets: 0,
                     overruns: 1,
+                    ..QueueReport::default()
                 },
             ],
             peers: vec![

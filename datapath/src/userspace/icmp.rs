@@ -75,6 +75,7 @@ impl IcmpWorker {
             number: self.number,
             packets: self.counts.packets.load(Ordering::Relaxed),
             overruns: self.counts.overruns.load(Ordering::Relaxed),
+            ..QueueReport::default()
         }
     }
 

@@ -1,6 +1,7 @@
 //! What operators may ask and do about keys, in plain types: [`KeyControl`] is what the daemon
 //! implements, [`EventLog`] what it tells its steps to.
 
+pub mod administration;
 pub(crate) mod convert;
 mod events;
 mod names;
@@ -58,6 +59,15 @@ pub enum ControlError {
     /// It cannot be done, and nothing has changed; the reason is for people.
     #[error("{0}")]
     Refused(String),
+    /// A value is wrong, and nothing has changed; the reason is for people.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is nothing with this name; the reason is for people.
+    #[error("{0}")]
+    NotFound(String),
+    /// There is something with this name already; the reason names both.
+    #[error("{0}")]
+    Exists(String),
     /// The sidecar stops.
     #[error("the sidecar is stopping")]
     Stopping,

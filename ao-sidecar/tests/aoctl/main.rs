@@ -235,6 +235,8 @@ fn snapshot() -> Snapshot {
             ],
             drops: BTreeMap::from([("no-peer", 7)]),
             firewall_drops: BTreeMap::from([("guard", 1), ("unsigned", 100_000)]),
+            macs: 0,
+            mac_time: Duration::ZERO,
             kernel: None,
         },
     }

@@ -5,6 +5,7 @@
 pub mod client;
 pub mod config;
 pub mod daemon;
+pub mod doctor;
 pub mod identity;
 mod keys;
 pub mod launch;

@@ -1,0 +1,15 @@
+//! The doctor: finds out what is wrong, and says what was seen, why it matters and what to do.
+//!
+//! Read in this order: [`Facts`] (what is known of one moment), [`judge`] (what follows from it,
+//! pure), `gather` (how a running daemon comes by the facts), [`local`] (what is left when it does
+//! not answer). All codes are in `docs/DOCTOR.md`.
+
+mod facts;
+mod gather;
+mod judge;
+mod local;
+
+pub use self::facts::Facts;
+pub(crate) use self::gather::{Parts, diagnose};
+pub use self::judge::judge;
+pub use self::local::local;

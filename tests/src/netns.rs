@@ -1,8 +1,13 @@
 //! Network namespaces.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::thread;
+
+use nix::sched::{CloneFlags, setns};
+use tokio::runtime::Runtime;
 
 use crate::daemon::At;
 use crate::process::{Process, output};
@@ -88,6 +93,27 @@ impl Namespace {
         let mut command = self.command(program);
         command.args(arguments);
         output(command)
+    }
+
+    /// An asynchronous runtime: what its tasks open is of the namespace. What `block_on` itself
+    /// opens is not, as it runs in the caller's thread.
+    ///
+    /// # Panics
+    /// When the machine does not let us.
+    #[must_use]
+    pub fn runtime(&self) -> Runtime {
+        let path = Path::new("/run/netns").join(&self.name);
+        let file = File::open(path).expect("open the namespace");
+        // A thread belongs to the namespace that the one that started it belonged to.
+        let start = move || {
+            setns(file, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .expect("a runtime")
+        };
+        thread::spawn(start).join().expect("the runtime's thread")
     }
 
     /// Loads firewall rules written in nft's language.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -150,6 +151,20 @@ pub fn output(mut command: Command) -> Result<String, String> {
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
     Err(format!("{command:?}: {}\n{stdout}{stderr}", output.status))
+}
+
+/// Lets this process have `count` open files beside those of the test itself.
+///
+/// # Panics
+/// When the machine does not let us.
+pub fn allow_descriptors(count: usize) {
+    const SPARE: u64 = 256;
+    let wanted = u64::try_from(count).expect("a count") + SPARE;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of descriptors");
+    if soft < wanted {
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted))
+            .expect("raise the limit of descriptors");
+    }
 }
 
 /// The folder of built programs: test programs stand in a folder below it.

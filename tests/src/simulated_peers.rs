@@ -4,11 +4,8 @@
 //! datapath there is one that does everything at once and has no sessions, and nothing is stored.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use grpc_api::peer::{
@@ -17,21 +14,17 @@ use grpc_api::peer::{
 };
 use keymgr::rollover::message::{Instance, Message};
 use keymgr::rollover::{Action, Event, Now, Parameters, Record, Rollover, Status};
-use nix::sched::{CloneFlags, setns};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::netns::Namespace;
+use crate::process::allow_descriptors;
 
 /// Longest time for a call, as the sidecar has it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The label of the only peering of each: see `peer.proto`.
 const FAMILY: &str = "ipv4";
-/// Descriptors beside those of the far ends' listeners and connections.
-const SPARE_DESCRIPTORS: u64 = 256;
-
 /// Far ends of one sidecar. Dropping them ends them.
 #[derive(Debug)]
 pub struct SimulatedPeers {
@@ -61,8 +54,9 @@ impl SimulatedPeers {
         parameters: &Parameters,
         sidecar: &FarSidecar,
     ) -> Self {
-        allow_descriptors(count);
-        let runtime = runtime_in(namespace);
+        // A listener each, and connections in both directions.
+        allow_descriptors(count * 2);
+        let runtime = namespace.runtime();
         let fingerprint = sidecar.fingerprint.parse().expect("a fingerprint");
         let far = Far {
             endpoint: sidecar.address.into(),
@@ -94,32 +88,6 @@ impl SimulatedPeers {
     /// How each stands.
     pub fn statuses(&self) -> impl Iterator<Item = Status> {
         self.peers.iter().map(|peer| peer.core().status(peer.now()))
-    }
-}
-
-/// A thread belongs to the namespace that the one that started it belonged to.
-fn runtime_in(namespace: &Namespace) -> Runtime {
-    let path = Path::new("/run/netns").join(namespace.name());
-    let file = File::open(path).expect("open the namespace");
-    let start = move || {
-        setns(file, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("far-ends")
-            .enable_all()
-            .build()
-            .expect("a runtime")
-    };
-    thread::spawn(start).join().expect("the runtime's thread")
-}
-
-/// A listener each, and connections in both directions.
-fn allow_descriptors(count: usize) {
-    let wanted = u64::try_from(count).expect("a count") * 2 + SPARE_DESCRIPTORS;
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of descriptors");
-    if soft < wanted {
-        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted))
-            .expect("raise the limit of descriptors");
     }
 }
 

@@ -1,7 +1,7 @@
 //! The operator service: who may call it, and what it answers from.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use datapath::report::Report;
 use nix::unistd::Uid;
@@ -11,6 +11,7 @@ use tonic::transport::Server;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
+use crate::operator::administration::{Administration, Origin};
 use crate::operator::{
     self, ControlError, EventLog, EventStream, KeyControl, Streams, Wanted, automatic, known,
 };
@@ -22,7 +23,7 @@ use crate::v1::{
     ListKeysResponse, ListPeersRequest, ListPeersResponse, ListSessionsRequest,
     ListSessionsResponse, StartRolloverRequest, StartRolloverResponse, WatchEventsRequest,
 };
-use crate::{ApiSocket, SocketError, convert};
+use crate::{ApiSocket, Health, Roles, SocketError, TcpApi, convert};
 
 /// Where the service takes its answers from.
 pub trait Source: Send + Sync + 'static {
@@ -44,6 +45,23 @@ pub struct Snapshot {
     pub peers: Arc<[PeerFacts]>,
     /// What the backend says.
     pub report: Report,
+    /// What an operator should look at.
+    pub alarms: Vec<Alarm>,
+    /// The configuration file.
+    pub config_file: String,
+    /// When the configuration in use was taken over.
+    pub config_loaded_at: SystemTime,
+    /// How many peers, key chains and keys were made by API.
+    pub api_made: u32,
+}
+
+/// Something an operator should look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alarm {
+    /// Name of the peer; nothing for what concerns all of them.
+    pub peer: Option<Arc<str>>,
+    /// What it is, for people.
+    pub text: String,
 }
 
 /// What the configuration says about a peer.
@@ -55,22 +73,47 @@ pub struct PeerFacts {
     pub key_chain: String,
     /// Lowest and highest protected port.
     pub ports: (u16, u16),
+    /// Where it was made.
+    pub origin: Origin,
 }
 
-/// Serves the operator service on `socket` until `stop` completes, then ends the streams of
-/// `events`, waits for calls in progress and removes the socket.
+/// What the operator service answers from.
+#[derive(Debug)]
+pub struct Api<S, K, A> {
+    /// The state.
+    pub source: Arc<S>,
+    /// The keys.
+    pub control: Arc<K>,
+    /// The configuration.
+    pub administration: Arc<A>,
+    /// Who may do what.
+    pub roles: Roles,
+    /// What health checks are told.
+    pub health: Health,
+    /// The log of events.
+    pub events: EventLog,
+}
+
+/// Serves the operator service on `socket` and `tcp` until `stop` completes, then ends all streams,
+/// waits for calls in progress and removes the socket.
 ///
-/// Only root and the user of this process are answered.
+/// The socket is open to those groups only that have a role in `api.roles`, also when these change.
 ///
 /// # Errors
-/// When the socket cannot be served.
-pub async fn serve<S: Source, K: KeyControl>(
+/// When a socket cannot be served.
+pub async fn serve<S: Source, K: KeyControl, A: Administration>(
     socket: ApiSocket,
-    source: Arc<S>,
-    control: Arc<K>,
-    events: EventLog,
+    tcp: Option<TcpApi>,
+    api: Api<S, K, A>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), SocketError> {
+    drop(tcp);
+    let Api {
+        source,
+        control,
+        events,
+        ..
+    } = api;
     let incoming = UnixListenerStream::new(socket.listener()?);
     let (stopping, end_of_streams) = watch::channel(false);
     let operator = Operator {

@@ -112,7 +112,7 @@ impl Operator {
             .enable_all()
             .build()
             .expect("a runtime");
-        let client = runtime.block_on(grpc_api::connect(&sidecar.socket()));
+        let client = runtime.block_on(grpc_api::connect(&sidecar.socket().as_path().into()));
         Self {
             client: client.expect("the sidecar's API"),
             runtime,

@@ -149,7 +149,7 @@ async fn answer(
 }
 
 async fn connect(socket: &Path) -> Result<grpc_api::Client, ClientError> {
-    grpc_api::connect(socket)
+    grpc_api::connect(&socket.into())
         .await
         .map_err(|error| ClientError::Unreachable {
             socket: socket.to_owned(),

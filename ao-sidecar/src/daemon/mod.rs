@@ -3,6 +3,7 @@
 //! Configuration, privileges, state folder and API socket are checked before the datapath touches
 //! the firewall. READY is told when rules and guard are active and the API answers.
 
+mod administration;
 mod notify;
 mod reload;
 mod state_dir;
@@ -264,8 +265,16 @@ async fn serve_api(
         wanted(stop.clone()).await;
         tokio::time::sleep(API_GRACE).await;
     };
+    let api = grpc_api::Api {
+        source: sidecar.clone(),
+        control,
+        administration: sidecar,
+        roles: grpc_api::Roles::default(),
+        health: grpc_api::Health::new(),
+        events,
+    };
     tokio::select! {
-        served = grpc_api::serve(socket, sidecar, control, events, wanted(stop.clone())) => {
+        served = grpc_api::serve(socket, None, api, wanted(stop.clone())) => {
             if let Err(failure) = served {
                 error!("{failure}; sessions stay protected, restart the sidecar to have the API");
             }
@@ -381,6 +390,10 @@ impl Source for Sidecar {
             datapath: backends(&report),
             peers: self.running().peers.iter().map(facts).collect(),
             report,
+            alarms: Vec::new(),
+            config_file: String::new(),
+            config_loaded_at: std::time::SystemTime::now(),
+            api_made: 0,
         })
     }
 }
@@ -395,6 +408,7 @@ fn facts(peer: &Peer) -> PeerFacts {
             .chain()
             .map_or_else(String::new, |chain| chain.name().to_owned()),
         ports: (*peer.spec.ports.start(), *peer.spec.ports.end()),
+        origin: grpc_api::operator::administration::Origin::File(0),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The API over a real Unix socket, asked by the real `aoctl`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod administration;
 mod keys;
 
 use std::collections::BTreeMap;
@@ -11,14 +12,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use datapath::report::{
     KernelReport, KeyUse, LaunchedDaemon, PeerReport, QueueReport, Report, Session, SessionState,
 };
 use datapath::settings::Backend;
 use grpc_api::operator::EventLog;
-use grpc_api::{ApiSocket, PeerFacts, Snapshot, SocketError, Source};
+use grpc_api::operator::administration::Origin;
+use grpc_api::{Api, ApiSocket, Health, PeerFacts, Roles, Snapshot, SocketError, Source};
 use insta::assert_snapshot;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -52,9 +54,15 @@ impl Server {
                 .enable_all()
                 .build()
                 .unwrap();
-            let source = Arc::new(Fixed(snapshot));
-            let control = Arc::new(keys::Fixed);
-            runtime.block_on(grpc_api::serve(socket, source, control, log, async {
+            let api = Api {
+                source: Arc::new(Fixed(snapshot)),
+                control: Arc::new(keys::Fixed),
+                administration: Arc::new(administration::Fixed),
+                roles: Roles::default(),
+                health: Health::new(),
+                events: log,
+            };
+            runtime.block_on(grpc_api::serve(socket, None, api, async {
                 let _ = stopped.await;
             }))
         });
@@ -119,6 +127,7 @@ fn facts(name: &str, ports: (u16, u16)) -> PeerFacts {
         name: name.into(),
         key_chain: "transit".into(),
         ports,
+        origin: Origin::File(1),
     }
 }
 
@@ -239,6 +248,10 @@ fn snapshot() -> Snapshot {
             mac_time: Duration::ZERO,
             kernel: None,
         },
+        alarms: Vec::new(),
+        config_file: "/etc/ao-sidecar/config.toml".into(),
+        config_loaded_at: SystemTime::UNIX_EPOCH,
+        api_made: 0,
     }
 }
 

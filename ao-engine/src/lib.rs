@@ -13,6 +13,7 @@ extern crate alloc;
 
 pub mod crypto;
 pub mod engine;
+pub mod examine;
 pub mod policy;
 pub mod reason;
 pub mod record;

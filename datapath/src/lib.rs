@@ -10,6 +10,7 @@ mod protected;
 mod sockets;
 mod userspace;
 
+pub mod evidence;
 pub mod firewall;
 pub mod keeper;
 mod kernel;

@@ -5,6 +5,7 @@
 //! proofs), `Running::reconsider` (peers change hands when a daemon is launched).
 
 mod error;
+mod evidence;
 mod guard;
 mod keys;
 mod served;

@@ -20,7 +20,9 @@ pub mod settings;
 
 pub use abort::AbortOnPanic;
 pub use choice::Decision;
-pub use datapath::{Datapath, ReloadError, StartError, StopError, install_guard, remove_guard};
+pub use datapath::{
+    Datapath, Reconfigured, ReloadError, StartError, StopError, install_guard, remove_guard,
+};
 pub use kernel::RefusedKeys;
 pub use keys::{KeyError, Observed, Removal};
 pub use userspace::JournalError;

@@ -109,6 +109,20 @@ pub struct PeerReport {
     pub segments_sent: u64,
     /// Refused packets by reason; only reasons that occurred.
     pub drops: BTreeMap<&'static str, u64>,
+    /// The packet that was refused last; nothing of peers of the kernel backend, which does not
+    /// tell.
+    pub last_refused: Option<LastRefused>,
+}
+
+/// The last packet of a peer that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastRefused {
+    /// Why, as in [`PeerReport::drops`].
+    pub reason: &'static str,
+    /// How long ago.
+    pub ago: Duration,
+    /// The KeyID that it named, if it had TCP-AO and was read that far.
+    pub key_id: Option<u8>,
 }
 
 /// A netfilter queue.

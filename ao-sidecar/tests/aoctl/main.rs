@@ -147,6 +147,7 @@ fn peer(
         segments_good: u64::from(sessions) * 1000,
         segments_sent: u64::from(sessions) * 900,
         drops: drops.iter().copied().collect(),
+        last_refused: None,
     }
 }
 

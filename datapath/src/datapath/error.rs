@@ -62,16 +62,37 @@ pub enum StopError {
     Firewall(#[from] firewall::Error),
 }
 
-/// Why keys were not changed. The running ones are as they were.
+/// Why peers were not changed. The running ones are as they were.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
     /// More than keys differs.
     #[error("only keys can change while ao-sidecar runs, restart it for the rest: {}", .0.join(", "))]
     Differs(Vec<String>),
-    /// Two keys contradict each other.
+    /// Two peers or keys contradict each other.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// The kernel does not take them.
+    /// The kernel does not take the keys.
     #[error("{0}")]
     Kernel(#[from] RefusedKeys),
+    /// A peer is to be the kernel's and cannot be.
+    #[error(transparent)]
+    Impossible(#[from] Impossible),
+    /// Sessions to peers that are new, or have other addresses or ports, are alive and unprotected.
+    #[error(
+        "unprotected session{} alive: {}; allow {} to be closed, and the daemon reconnects \
+         protected",
+        if .0.len() == 1 { " is" } else { "s are" },
+        .0.join(", "),
+        if .0.len() == 1 { "it" } else { "them" },
+    )]
+    UnprotectedSessions(Vec<String>),
+    /// The firewall does not take the rules.
+    #[error(transparent)]
+    Firewall(#[from] firewall::Error),
+    /// The first peer of the userspace backend: its queues or its journal cannot be had.
+    #[error("the userspace backend, which has had no peers so far: {0}")]
+    Userspace(#[source] StartError),
+    /// Anything the kernel refused.
+    #[error("{0}: {1}")]
+    Io(&'static str, #[source] io::Error),
 }

@@ -8,6 +8,7 @@ mod error;
 mod evidence;
 mod guard;
 mod keys;
+mod reconfigure;
 mod served;
 
 use std::collections::{HashMap, HashSet};
@@ -22,6 +23,7 @@ use ao_sys::sock_diag::TcpState;
 
 pub use self::error::{ReloadError, StartError, StopError};
 pub use self::guard::{install_guard, remove_guard};
+pub use self::reconfigure::Reconfigured;
 use self::served::{
     Served, backend_of, differences, engine_policy, kernel_target, needs_queues, peer_report,
     served,
@@ -176,6 +178,19 @@ impl Datapath {
     #[must_use]
     pub fn report(&self) -> Report {
         self.running.report()
+    }
+
+    /// Whether everything that protection depends on is alive and answers within a second.
+    ///
+    /// # Errors
+    /// What does not, for people.
+    pub fn health(&self) -> Result<(), String> {
+        match &self.running.userspace {
+            Some(userspace) if !userspace.answers() => {
+                Err("a worker of the userspace backend does not answer".to_owned())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Replaces the keys of all peers, whose other settings must be as they are; returns how many

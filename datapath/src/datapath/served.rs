@@ -229,6 +229,7 @@ pub(super) fn peer_report(peer: &Served) -> PeerReport {
         segments_good: 0,
         segments_sent: 0,
         drops: BTreeMap::new(),
+        last_refused: None,
     }
 }
 

@@ -157,6 +157,11 @@ impl Userspace {
         }
     }
 
+    /// Whether all workers answer.
+    pub(crate) fn answers(&self) -> bool {
+        worker_reports(&self.workers).len() == self.workers.len()
+    }
+
     /// Lets quiet sessions of these peers send a signed acknowledgment.
     pub(crate) fn nudge(&self, peers: &[Arc<str>]) {
         let peers: Arc<HashSet<Arc<str>>> = Arc::new(peers.iter().cloned().collect());

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use keymgr::identity::{Identity, IdentityError};
 use serde::Serialize;
 
-use crate::config::{Config, ConfigError, DEFAULT_STATE_DIR, IdentityConfig};
+use crate::config::{Config, ConfigError, DEFAULT_STATE_DIR, IdentityConfig, Overlay};
 use crate::daemon::{StateDirError, make_state_dir};
 
 /// What the command line says.
@@ -68,7 +68,8 @@ pub fn print(options: &Options, out: &mut dyn Write) -> Result<(), Error> {
 }
 
 fn identity(options: &Options) -> Result<(Identity, PathBuf), Error> {
-    let config = options.config.as_deref().map(Config::load).transpose()?;
+    let load = |file| Config::load(file, &Overlay::default());
+    let config = options.config.as_deref().map(load).transpose()?;
     let configured = config.as_ref().map(|config| &config.identity);
     if let Some(IdentityConfig::Files {
         cert_file,

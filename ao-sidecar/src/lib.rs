@@ -2,6 +2,8 @@
 //! made of.
 #![forbid(unsafe_code)]
 
+pub mod audit;
+pub mod changes;
 pub mod client;
 pub mod config;
 pub mod daemon;

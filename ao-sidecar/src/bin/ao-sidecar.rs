@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use ao_sidecar::config::{Config, DEFAULT_API_SOCKET};
+use ao_sidecar::config::{Config, DEFAULT_API_SOCKET, Overlay};
 use ao_sidecar::daemon::{self, DaemonError, Options};
 use ao_sidecar::identity;
 use ao_sidecar::launch::{self, Service};
@@ -203,9 +203,11 @@ fn main() -> ExitCode {
             replace_sessions,
         }),
         Command::Check { config } => check(&config),
-        Command::Guard(GuardAction::Install { config }) => Config::load(&config)
-            .map_err(DaemonError::from)
-            .and_then(|c| daemon::install_guard(&c)),
+        Command::Guard(GuardAction::Install { config }) => {
+            Config::load(&config, &Overlay::default())
+                .map_err(DaemonError::from)
+                .and_then(|c| daemon::install_guard(&c))
+        }
         Command::Guard(GuardAction::Remove { .. }) => daemon::remove_guard(),
     };
     match done {
@@ -232,7 +234,7 @@ fn fail(prefix: &str, error: &dyn std::error::Error, code: u8) -> ExitCode {
 }
 
 fn check(file: &Path) -> Result<(), DaemonError> {
-    let config = Config::load(file)?;
+    let config = Config::load(file, &Overlay::default())?;
     let peers = config.peers.len();
     let noun = if peers == 1 { "peer" } else { "peers" };
     for warning in &config.warnings {

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use ao_engine::crypto::{Algorithm, MasterKey};
 use ao_engine::policy::Mkt;
+use grpc_api::operator::administration::Origin;
 use keymgr::chain::{ChainError, Key, KeyChain, OnExpiry, Rules};
 use keymgr::secret_file::{self, SecretFileError};
 use zeroize::Zeroizing;
@@ -37,11 +38,22 @@ const KEY: Schema = Schema {
 
 const SECRETS: [&str; 3] = ["secret", "secret_hex", "secret_file"];
 
+/// A key chain of a configuration.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    /// The chain with its keys.
+    pub keys: Arc<KeyChain>,
+    /// Where it was made.
+    pub origin: Origin,
+    /// Where each of its keys was made, in their order.
+    pub key_origins: Vec<Origin>,
+}
+
 /// A chain as peers refer to it.
-pub(super) struct Chain {
+pub(super) struct Named {
     pub(super) name: String,
     /// Nothing when the chain was refused, so that the peers that name it are not blamed.
-    pub(super) keys: Option<Arc<KeyChain>>,
+    pub(super) chain: Option<Chain>,
 }
 
 /// Where the parts of a key stand that a chain may be refused for.
@@ -67,8 +79,8 @@ pub(super) struct Reader<'r> {
 
 impl Reader<'_> {
     /// Reads all chains. Chains without a name are left out.
-    pub(super) fn chains(&mut self, sections: Vec<Section<'_, '_>>) -> Vec<Chain> {
-        let mut chains: Vec<(Chain, usize)> = Vec::new();
+    pub(super) fn chains(&mut self, sections: Vec<Section<'_, '_>>) -> Vec<Named> {
+        let mut chains: Vec<(Named, usize)> = Vec::new();
         for section in sections {
             let span = section.span_of("name");
             let Some(chain) = self.chain(section) else {
@@ -90,7 +102,7 @@ impl Reader<'_> {
         chains.into_iter().map(|(chain, _)| chain).collect()
     }
 
-    fn chain(&mut self, mut section: Section<'_, '_>) -> Option<Chain> {
+    fn chain(&mut self, mut section: Section<'_, '_>) -> Option<Named> {
         let name = section.parsed("name", checked_name);
         let name_span = section.span_of("name");
         let rules = rules(&section);
@@ -99,23 +111,28 @@ impl Reader<'_> {
         let complete = sections.len();
         let mut keys = Vec::with_capacity(complete);
         let mut places = Vec::with_capacity(complete);
+        let mut key_origins = Vec::with_capacity(complete);
         for mut section in sections {
             places.push(Places::of(&section));
+            key_origins.push(Origin::File(line(self.text, section.span())));
             keys.extend(self.key(&mut section));
         }
         let name = name?;
         if keys.len() < complete || !listed {
             // The positions in a ChainError would not be those of the file, and the chain is
             // refused already.
-            return Some(Chain { name, keys: None });
+            return Some(Named { name, chain: None });
         }
         let chain = KeyChain::new(name.as_str(), keys, rules)
             .inspect_err(|error| self.refuse(&name, *error, section.span(), &places))
             .inspect(|chain| self.warn(chain, &name_span));
-        Some(Chain {
-            name,
-            keys: chain.ok().map(Arc::new),
-        })
+        let origin = Origin::File(line(self.text, section.span()));
+        let chain = chain.ok().map(|chain| Chain {
+            keys: Arc::new(chain),
+            origin,
+            key_origins,
+        });
+        Some(Named { name, chain })
     }
 
     fn refuse(&self, name: &str, error: ChainError, chain: &Range<usize>, keys: &[Places]) {
@@ -283,6 +300,10 @@ impl Places {
             accept: first_of(&[accept, both, send]),
         }
     }
+}
+
+fn line(text: &str, span: &Range<usize>) -> u32 {
+    u32::try_from(place(text, span.start).0).unwrap_or(u32::MAX)
 }
 
 fn rules(chain: &Section<'_, '_>) -> Rules {

@@ -2,13 +2,18 @@
 //!
 //! Every key is described in `docs/CONFIGURATION.md`.
 
+mod api;
+mod diff;
 mod key_chain;
 mod lifetime;
+mod overlay;
 mod peer;
 mod problem;
 mod rollover;
 mod section;
+mod state;
 mod summary;
+mod toml_text;
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
@@ -16,20 +21,23 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use datapath::keeper;
 use datapath::settings::{Choice, OnExit, Settings, Strip};
-use keymgr::chain::KeyChain;
 use toml::de::DeTable;
 use zeroize::Zeroizing;
 
+pub use self::api::{ApiConfig, ApiTcpConfig};
+pub use self::diff::diff;
+pub use self::key_chain::Chain;
+pub use self::overlay::Overlay;
 pub use self::peer::{KeySource, Peer};
 use self::problem::Problems;
 pub use self::problem::{ConfigError, Problem};
 pub use self::rollover::{IdentityConfig, RolloverConfig, TrustConfig};
 use self::section::{Schema, Section};
+pub use self::state::StatePlaces;
 
 /// Where connection state is kept unless told otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/ao-sidecar";
@@ -53,6 +61,8 @@ const ROOT: Schema = Schema {
         "identity",
         "peering",
         "store",
+        "api",
+        "metrics",
         "key_chain",
         "peer",
     ],
@@ -84,6 +94,10 @@ pub struct Config {
     pub api_socket: PathBuf,
     /// What happens to rules and guard at an orderly exit.
     pub on_exit: OnExit,
+    /// Who may use the API, and how from afar.
+    pub api: ApiConfig,
+    /// Where metrics are served; nowhere when absent.
+    pub metrics_listen: Option<SocketAddr>,
     /// How to log.
     pub log: Log,
     /// Options of the userspace backend.
@@ -94,9 +108,10 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// File with the key that seals the store, when it is not for the store to find.
     pub sealing_key_file: Option<PathBuf>,
-    /// Key chains, in the order of the file, whether a peer has them or not.
-    pub chains: Vec<Arc<KeyChain>>,
-    /// Peers, in the order of the file. At least one.
+    /// Key chains, in the order of the file, then those made by API; whether a peer has them or
+    /// not.
+    pub chains: Vec<Chain>,
+    /// Peers, in the order of the file, then those made by API. At least one.
     pub peers: Vec<Peer>,
     /// What is doubtful about it, and did not keep it from being read.
     pub warnings: Vec<Problem>,
@@ -132,19 +147,36 @@ pub struct Userspace {
 }
 
 impl Config {
-    /// Reads and checks `file` and the secret files it names. Nothing else is touched. Peers with
-    /// a key chain get the keys that it wants now.
+    /// Reads and checks `file` and the secret files it names, together with what was made by API.
+    /// Nothing else is touched. Peers with a key chain get the keys that it wants now.
     ///
     /// # Errors
-    /// When a file cannot be read or anything in it is wrong; the error tells all problems.
-    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+    /// When a file cannot be read or anything in it is wrong, or when it does not go together with
+    /// what was made by API; the error tells all problems.
+    pub fn load(file: &Path, made: &Overlay) -> Result<Self, ConfigError> {
         let (text, metadata) = read(file)
             .map_err(|error| ConfigError::of_file(file, format!("cannot be read: {error}")))?;
-        Self::parse(&text, file, metadata.mode() & 0o7777, SystemTime::now())
+        let mode = metadata.mode() & 0o7777;
+        Self::parse(&text, file, mode, made, SystemTime::now())
+    }
+
+    /// Checks `text` as if it were in `file`, with the permissions it should have.
+    ///
+    /// # Errors
+    /// As for [`Self::load`].
+    pub fn load_text(text: &str, file: &Path, made: &Overlay) -> Result<Self, ConfigError> {
+        Self::parse(text, file, 0o600, made, SystemTime::now())
     }
 
     /// Checks `text`, read at `now` from `file` with permissions `mode`.
-    fn parse(text: &str, file: &Path, mode: u32, now: SystemTime) -> Result<Self, ConfigError> {
+    fn parse(
+        text: &str,
+        file: &Path,
+        mode: u32,
+        made: &Overlay,
+        now: SystemTime,
+    ) -> Result<Self, ConfigError> {
+        let _ = made;
         let problems = Problems::default();
         let (table, syntax_errors) = DeTable::parse_recoverable(text);
         for error in &syntax_errors {
@@ -256,12 +288,14 @@ fn config(
         state_dir: absolute(&root, "state_dir", DEFAULT_STATE_DIR),
         api_socket: api_socket(&root),
         on_exit: on_exit.unwrap_or_default(),
+        api: api::api(&mut root, folder),
+        metrics_listen: api::metrics_listen(&mut root),
         log: log(root.table("log", &LOG).as_ref()),
         userspace: userspace(root.table("userspace", &USERSPACE)),
         identity: rollover::identity(&mut root, folder),
         listen: rollover::listen(&mut root, agreed),
         sealing_key_file: rollover::sealing_key_file(&mut root, folder),
-        chains: chains.into_iter().filter_map(|chain| chain.keys).collect(),
+        chains: chains.into_iter().filter_map(|chain| chain.chain).collect(),
         peers,
         warnings: Vec::new(),
     };

@@ -9,9 +9,10 @@ use std::time::SystemTime;
 use ao_engine::crypto::Algorithm;
 use ao_engine::policy::{Prefix, PrefixError};
 use datapath::settings::{Choice, PeerSpec};
+use grpc_api::operator::administration::Origin;
 use keymgr::chain::KeyChain;
 
-use super::key_chain::{Chain, checked_name};
+use super::key_chain::{Named, checked_name};
 use super::problem::place;
 use super::rollover::{ROLLOVER, RolloverConfig, rollover};
 use super::section::{Schema, Section, suggest};
@@ -43,6 +44,8 @@ pub struct Peer {
     /// What the datapath is told about it. Its `keys` are those its chain wanted when the
     /// configuration was read; there are none when they are agreed.
     pub spec: PeerSpec,
+    /// Where it was made.
+    pub origin: Origin,
 }
 
 /// Where the keys of a peer come from.
@@ -76,7 +79,7 @@ impl KeySource {
 
 /// What reading peers needs to know.
 pub(super) struct Reader<'r> {
-    pub(super) chains: &'r [Chain],
+    pub(super) chains: &'r [Named],
     /// The backend of peers that do not say.
     pub(super) datapath: Choice,
     pub(super) text: &'r str,
@@ -109,7 +112,14 @@ impl Reader<'_> {
                 drafts.push(draft);
             }
         }
-        let peer = |Draft { spec, keys, .. }| Some(Peer { keys: keys?, spec });
+        let peer = |Draft { spec, keys, span }: Draft| {
+            let line = u32::try_from(place(self.text, span.start).0).unwrap_or(u32::MAX);
+            Some(Peer {
+                keys: keys?,
+                spec,
+                origin: Origin::File(line),
+            })
+        };
         drafts.into_iter().filter_map(peer).collect()
     }
 
@@ -171,7 +181,10 @@ impl Reader<'_> {
         let chain = section.parsed("key_chain", |name| find_chain(name, self.chains));
         let agreed_as = agreed.and_then(|agreed| rollover(agreed, self.folder, remote));
         match (section.has("key_chain"), agreed) {
-            (true, None) => chain?.keys.clone().map(KeySource::Static),
+            (true, None) => {
+                let chain = chain?.chain.as_ref()?;
+                Some(KeySource::Static(Arc::clone(&chain.keys)))
+            }
             (false, Some(_)) => agreed_as.map(KeySource::Rollover),
             (true, Some(_)) => {
                 let text = "the peer has `key_chain` and [peer.rollover]; write one of them";
@@ -258,7 +271,7 @@ fn conflict(one: &PeerSpec, other: &PeerSpec) -> bool {
         && one.vrf == other.vrf
 }
 
-fn find_chain<'c>(name: &str, chains: &'c [Chain]) -> Result<&'c Chain, String> {
+fn find_chain<'c>(name: &str, chains: &'c [Named]) -> Result<&'c Named, String> {
     chains
         .iter()
         .find(|chain| chain.name == name)

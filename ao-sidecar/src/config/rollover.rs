@@ -11,6 +11,7 @@ use ao_engine::policy::Prefix;
 use grpc_api::peer::Endpoint;
 use keymgr::identity::Fingerprint;
 
+use super::api::addresses;
 use super::key_chain::checked_name;
 use super::lifetime::duration;
 use super::peer::{interface_name, is_link_local};
@@ -293,34 +294,12 @@ pub(super) fn identity(root: &mut Section<'_, '_>, folder: &Path) -> IdentityCon
 /// Reads `[peering]`: where to listen when some peer's keys are `agreed`.
 pub(super) fn listen(root: &mut Section<'_, '_>, agreed: bool) -> Vec<SocketAddr> {
     let section = root.table("peering", &PEERING);
-    let wanted = "an address and port, or a list of them";
-    let Some((section, written)) = section.and_then(|section| {
-        section
-            .texts("listen", wanted)
-            .map(|texts| (section, texts))
-    }) else {
+    let Some(mut listen) =
+        section.and_then(|section| addresses(&section, "listen", "10.0.0.1:7179"))
+    else {
         let default = DEFAULT_LISTEN.iter().filter_map(|text| text.parse().ok());
         return default.filter(|_| agreed).collect();
     };
-    let mut listen = Vec::with_capacity(written.len());
-    for (text, span) in &written {
-        match text.parse::<SocketAddr>() {
-            Ok(address) if address.port() == 0 => {
-                section.problem_at(span, format!("{text:?} has port 0; write 1 to 65535"));
-            }
-            Ok(address) if listen.contains(&address) => {
-                section.problem_at(span, format!("{text:?} is there twice; remove one"));
-            }
-            Ok(address) => listen.push(address),
-            Err(_) => section.problem_at(
-                span,
-                format!(
-                    "{text:?} is no address and port; write one like \"10.0.0.1:7179\" or \
-                     \"[2001:db8::1]:7179\""
-                ),
-            ),
-        }
-    }
     listen.retain(|_| agreed);
     listen
 }
@@ -332,7 +311,7 @@ pub(super) fn sealing_key_file(root: &mut Section<'_, '_>, folder: &Path) -> Opt
 }
 
 /// A file that must be there. It is read later; `what` is in it.
-fn existing_file(
+pub(super) fn existing_file(
     section: &Section<'_, '_>,
     key: &str,
     folder: &Path,
@@ -392,7 +371,7 @@ fn parse_certificate_name(text: &str) -> Result<String, String> {
 
 /// Letters, digits and hyphens in labels of 1 to 63 octets (RFC 1123 §2.1). The last label is not
 /// all digits: that is a mistyped address.
-fn is_dns_name(name: &str) -> bool {
+pub(super) fn is_dns_name(name: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')

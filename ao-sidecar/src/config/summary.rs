@@ -15,6 +15,7 @@ impl Config {
     pub fn chain_summaries(&self, now: SystemTime) -> Vec<String> {
         self.chains
             .iter()
+            .map(|chain| &*chain.keys)
             .filter(|chain| chain.keys().iter().any(|key| key.send != Lifetime::ALWAYS))
             .map(|chain| summary(chain, now))
             .collect()

@@ -1,6 +1,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ao_engine::crypto::Algorithm;
@@ -36,7 +37,13 @@ fn now() -> SystemTime {
 }
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
-    Config::parse(text, Path::new("/etc/ao.toml"), 0o600, now())
+    Config::parse(
+        text,
+        Path::new("/etc/ao.toml"),
+        0o600,
+        &Overlay::default(),
+        now(),
+    )
 }
 
 fn accepted(text: &str) -> Config {
@@ -229,7 +236,7 @@ fn unknown_keys_name_the_nearest_one() {
     );
     assert_snapshot!(refused(&text), @r#"
 /etc/ao.toml:1:1: unknown key `datapth` in the configuration; write `datapath`
-/etc/ao.toml:2:1: unknown key `x` in the configuration; write one of `datapath`, `state_dir`, `api_socket`, `on_exit`, `log`, `userspace`, `identity`, `peering`, `store`, `key_chain`, `peer`
+/etc/ao.toml:2:1: unknown key `x` in the configuration; write one of `datapath`, `state_dir`, `api_socket`, `on_exit`, `log`, `userspace`, `identity`, `peering`, `store`, `api`, `metrics`, `key_chain`, `peer`
 /etc/ao.toml:4:1: unknown key `lvel` in [log]; write `level`
 /etc/ao.toml:6:1: unknown key `worker` in [userspace]; write `workers`
 /etc/ao.toml:9:1: the key has no secret; write exactly one of `secret_file`, `secret_hex`, `secret`
@@ -370,7 +377,13 @@ fn secret_files_are_checked() {
     write("long", &MARK.repeat(12), 0o600);
     let parse = |name: &str| {
         let text = with_secret(&format!("secret_file = {name:?}"));
-        Config::parse(&text, &folder.path().join("ao.toml"), 0o644, now())
+        Config::parse(
+            &text,
+            &folder.path().join("ao.toml"),
+            0o644,
+            &Overlay::default(),
+            now(),
+        )
     };
     let config = parse("good").unwrap();
     assert_eq!(config.peers[0].spec.keys[0].master_key.expose(), b"hunter2");
@@ -397,7 +410,7 @@ DIR/ao.toml:7:15: secret file DIR/. is not a regular file: write the name of a r
 fn secrets_in_a_readable_configuration_are_refused() {
     let parse = |lines: &str, mode| {
         let file = Path::new("/etc/ao.toml");
-        Config::parse(&with_secret(lines), file, mode, now())
+        Config::parse(&with_secret(lines), file, mode, &Overlay::default(), now())
     };
     assert!(parse("secret_hex = \"00\"", 0o400).is_ok());
     assert_snapshot!(told(parse("secret_hex = \"00\"", 0o640)), @"/etc/ao.toml:7:14: the file holds a secret and is readable by others (mode 0640): chmod 600 /etc/ao.toml, or write `secret_file` with a file of its own");
@@ -552,13 +565,15 @@ strip = true
 
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
-    let error = Config::load(Path::new("/nonexistent/ao.toml")).unwrap_err();
+    let error = Config::load(Path::new("/nonexistent/ao.toml"), &Overlay::default()).unwrap_err();
     assert_eq!(error.problems().len(), 1);
     assert_snapshot!(error, @"/nonexistent/ao.toml: cannot be read: No such file or directory (os error 2)");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ao.toml");
     fs::write(&path, [0x61, 0xff]).unwrap();
-    let error = Config::load(&path).unwrap_err().to_string();
+    let error = Config::load(&path, &Overlay::default())
+        .unwrap_err()
+        .to_string();
     assert!(
         error.ends_with("ao.toml: cannot be read: stream did not contain valid UTF-8"),
         "{error}"

@@ -30,7 +30,7 @@ use self::reload::ReloadError;
 use self::state_dir::StateDir;
 pub use self::state_dir::{StateDirError, make_state_dir};
 use crate::VERSION;
-use crate::config::{Config, ConfigError, Peer};
+use crate::config::{Config, ConfigError, Overlay, Peer};
 use crate::keys::{Control, Keys, KeysError, Prepared, SharedDatapath};
 use crate::logging;
 
@@ -107,7 +107,7 @@ fn log_warnings(options: &Options, config: &Config) {
 
 /// The configuration as the command line has it.
 fn load(options: &Options) -> Result<Config, ConfigError> {
-    let mut config = Config::load(&options.config)?;
+    let mut config = Config::load(&options.config, &Overlay::default())?;
     if let Some(folder) = &options.state_dir {
         config.state_dir.clone_from(folder);
     }

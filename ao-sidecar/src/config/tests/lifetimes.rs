@@ -29,7 +29,7 @@ fn instant(text: &str) -> Option<SystemTime> {
 
 fn read(lines: &str) -> (Lifetime, Lifetime) {
     let config = accepted(&one(lines));
-    let key = &config.chains[0].keys()[0];
+    let key = &config.chains[0].keys.keys()[0];
     (key.send, key.accept)
 }
 
@@ -72,7 +72,7 @@ fn lifetimes_are_read_in_every_form() {
 
 #[test]
 fn rules_are_read() {
-    let rules = |lines: &str| accepted(&chain(lines, &[""])).chains[0].rules();
+    let rules = |lines: &str| accepted(&chain(lines, &[""])).chains[0].keys.rules();
     assert_eq!(rules(""), Rules::default());
     let given = rules("accept_tolerance = \"90s\"\nallow_gaps = true\non_expiry = \"close\"");
     let expected = Rules {

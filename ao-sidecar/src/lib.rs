@@ -4,6 +4,7 @@
 
 pub mod audit;
 pub mod changes;
+pub mod cli;
 pub mod client;
 pub mod config;
 pub mod daemon;

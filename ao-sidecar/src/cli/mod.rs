@@ -1,0 +1,7 @@
+//! What the command lines of `aoctl` and `ao-sidecar` may say. Help, completions and manual pages
+//! come from these definitions.
+
+pub mod sidecar;
+
+/// Where the daemon looks for its configuration.
+pub const DEFAULT_CONFIG: &str = "/etc/ao-sidecar/config.toml";

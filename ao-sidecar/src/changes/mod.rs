@@ -88,13 +88,14 @@ impl Changes {
         self.now().overlay.clone()
     }
 
-    /// What there would be after `change`. Nothing is kept; whether it goes together with the
-    /// configuration file is for [`Config::load`] to tell.
+    /// What there would be after `change`. Nothing is kept; whether it is a correct configuration,
+    /// together with the file, is for [`Config::with`] to tell.
     ///
     /// # Errors
-    /// When what is to be made exists, what is to be changed does not, or a value is wrong.
-    pub fn stage(&self, change: Change) -> Result<Staged, ControlError> {
-        let _ = change;
+    /// When what is to be made exists in `running`, what is to be changed does not or is the
+    /// file's, or a value is wrong.
+    pub fn stage(&self, change: Change, running: &Config) -> Result<Staged, ControlError> {
+        let _ = (change, running);
         let former = self.overlay();
         Ok(Staged {
             overlay: former.clone(),

@@ -21,6 +21,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use datapath::keeper;
@@ -115,6 +116,22 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// What is doubtful about it, and did not keep it from being read.
     pub warnings: Vec<Problem>,
+    /// What it was read from.
+    source: Source,
+}
+
+/// The text of a configuration, which may hold secrets.
+#[derive(Clone)]
+struct Source {
+    text: Arc<Zeroizing<String>>,
+    file: PathBuf,
+    mode: u32,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Source({})", self.file.display())
+    }
 }
 
 /// How to log.
@@ -156,8 +173,12 @@ impl Config {
     pub fn load(file: &Path, made: &Overlay) -> Result<Self, ConfigError> {
         let (text, metadata) = read(file)
             .map_err(|error| ConfigError::of_file(file, format!("cannot be read: {error}")))?;
-        let mode = metadata.mode() & 0o7777;
-        Self::parse(&text, file, mode, made, SystemTime::now())
+        let source = Source {
+            text: Arc::new(text),
+            file: file.to_owned(),
+            mode: metadata.mode() & 0o7777,
+        };
+        Self::parse(source, made, SystemTime::now())
     }
 
     /// Checks `text` as if it were in `file`, with the permissions it should have.
@@ -165,17 +186,39 @@ impl Config {
     /// # Errors
     /// As for [`Self::load`].
     pub fn load_text(text: &str, file: &Path, made: &Overlay) -> Result<Self, ConfigError> {
-        Self::parse(text, file, 0o600, made, SystemTime::now())
+        let source = Source {
+            text: Arc::new(Zeroizing::new(text.to_owned())),
+            file: file.to_owned(),
+            mode: 0o600,
+        };
+        Self::parse(source, made, SystemTime::now())
     }
 
-    /// Checks `text`, read at `now` from `file` with permissions `mode`.
-    fn parse(
-        text: &str,
-        file: &Path,
-        mode: u32,
-        made: &Overlay,
-        now: SystemTime,
-    ) -> Result<Self, ConfigError> {
+    /// The configuration that the same text would be with something else made by API. The text is
+    /// the one that was read; secret files are read again. `state_dir` and `api_socket` stay as
+    /// they are in this one, for the command line may have replaced them.
+    ///
+    /// # Errors
+    /// As for [`Self::load`].
+    pub fn with(&self, made: &Overlay) -> Result<Self, ConfigError> {
+        let fresh = Self::parse(self.source.clone(), made, SystemTime::now())?;
+        Ok(Self {
+            state_dir: self.state_dir.clone(),
+            api_socket: self.api_socket.clone(),
+            ..fresh
+        })
+    }
+
+    /// The file it was read from.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.source.file
+    }
+
+    /// Checks a text at a time.
+    fn parse(source: Source, made: &Overlay, now: SystemTime) -> Result<Self, ConfigError> {
+        let Source { text, file, mode } = &source;
+        let (text, file, mode) = (text.as_str(), file.as_path(), *mode);
         let _ = made;
         let problems = Problems::default();
         let (table, syntax_errors) = DeTable::parse_recoverable(text);
@@ -193,7 +236,8 @@ impl Config {
 
         let folder = file.parent().unwrap_or(Path::new(""));
         let root = Section::new(&ROOT, table.into_inner(), 0..0, &problems);
-        let (mut config, inline_secrets) = config(root, text, folder, &problems, now);
+        let (mut config, inline_secrets) =
+            config(root, text, folder, &problems, now, source.clone());
         if let Some(span) = inline_secrets.first()
             && mode & 0o077 != 0
         {
@@ -252,6 +296,7 @@ fn config(
     folder: &Path,
     problems: &Problems,
     now: SystemTime,
+    source: Source,
 ) -> (Config, Vec<Range<usize>>) {
     let mut chain_reader = key_chain::Reader {
         text,
@@ -298,6 +343,7 @@ fn config(
         chains: chains.into_iter().filter_map(|chain| chain.chain).collect(),
         peers,
         warnings: Vec::new(),
+        source,
     };
     (config, chain_reader.inline_secrets)
 }

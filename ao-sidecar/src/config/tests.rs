@@ -1,7 +1,6 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ao_engine::crypto::Algorithm;
@@ -37,13 +36,20 @@ fn now() -> SystemTime {
 }
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
-    Config::parse(
-        text,
-        Path::new("/etc/ao.toml"),
-        0o600,
-        &Overlay::default(),
-        now(),
-    )
+    parse_as(text, Path::new("/etc/ao.toml"), 0o600)
+}
+
+fn parse_as(text: &str, file: &Path, mode: u32) -> Result<Config, ConfigError> {
+    parse_with(text, file, mode, &Overlay::default())
+}
+
+fn parse_with(text: &str, file: &Path, mode: u32, made: &Overlay) -> Result<Config, ConfigError> {
+    let source = Source {
+        text: Arc::new(Zeroizing::new(text.to_owned())),
+        file: file.to_owned(),
+        mode,
+    };
+    Config::parse(source, made, now())
 }
 
 fn accepted(text: &str) -> Config {
@@ -377,13 +383,7 @@ fn secret_files_are_checked() {
     write("long", &MARK.repeat(12), 0o600);
     let parse = |name: &str| {
         let text = with_secret(&format!("secret_file = {name:?}"));
-        Config::parse(
-            &text,
-            &folder.path().join("ao.toml"),
-            0o644,
-            &Overlay::default(),
-            now(),
-        )
+        parse_as(&text, &folder.path().join("ao.toml"), 0o644)
     };
     let config = parse("good").unwrap();
     assert_eq!(config.peers[0].spec.keys[0].master_key.expose(), b"hunter2");
@@ -410,7 +410,7 @@ DIR/ao.toml:7:15: secret file DIR/. is not a regular file: write the name of a r
 fn secrets_in_a_readable_configuration_are_refused() {
     let parse = |lines: &str, mode| {
         let file = Path::new("/etc/ao.toml");
-        Config::parse(&with_secret(lines), file, mode, &Overlay::default(), now())
+        parse_as(&with_secret(lines), file, mode)
     };
     assert!(parse("secret_hex = \"00\"", 0o400).is_ok());
     assert_snapshot!(told(parse("secret_hex = \"00\"", 0o640)), @"/etc/ao.toml:7:14: the file holds a secret and is readable by others (mode 0640): chmod 600 /etc/ao.toml, or write `secret_file` with a file of its own");

@@ -162,14 +162,7 @@ fn an_authority_and_the_operators_own_identity_are_files_that_exist() {
          key_file = \"store.key\"\n{}",
         agreed("ca_file = \"ca.pem\"\nname = \"router.example.net\"")
     );
-    let config = Config::parse(
-        &text,
-        &folder.path().join("ao.toml"),
-        0o600,
-        &Overlay::default(),
-        now(),
-    )
-    .unwrap();
+    let config = parse_as(&text, &folder.path().join("ao.toml"), 0o600).unwrap();
     let path = |name: &str| folder.path().join(name);
     let authority = TrustConfig::Authority {
         ca_file: path("ca.pem"),

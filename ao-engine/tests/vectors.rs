@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ao_engine::crypto::{
     Algorithm, KdfContext, Mac, MacJob, MacProvider, MasterKey, RustCrypto, derive,
 };
+use ao_engine::examine::{Examined, Hint, Keys, Sender, examine};
+use ao_engine::policy::Mkt;
 use ao_engine::wire::{
     AoOption, HEADROOM, MacHeader, PacketBuf, Segment, checksum_ok, fill_checksum, insert_ao,
     mac_header, remove_ao, set_mac, summarize_options,
@@ -242,4 +245,47 @@ fn any_wrong_parameter_is_noticed() {
         assert!(refused(&with(&|context, _| context.dst_isn ^= 1), &master));
         assert!(refused(&with(&|context, _| context.src_port ^= 1), &master));
     }
+}
+
+#[test]
+fn first_segments_are_recognised_without_their_connection() {
+    let (master, vectors) = load();
+    let mut examined = 0;
+    for vector in &vectors {
+        let segment = Segment::parse(&vector.packet).unwrap();
+        if !segment.flags.syn() {
+            continue;
+        }
+        examined += 1;
+        let found = |include_options| {
+            let key = Mkt {
+                send_id: vector.rnext_key_id,
+                recv_id: vector.key_id,
+                algorithm: vector.algorithm,
+                master_key: MasterKey::new(master.expose()).unwrap(),
+                include_options,
+            };
+            let keys = Keys {
+                active: &[Arc::new(key)],
+                inactive: &[],
+            };
+            examine(&vector.packet, Sender::FarEnd, keys)
+        };
+        let (key_id, rnext_key_id) = (vector.key_id, vector.rnext_key_id);
+        let verified = Examined::Verified {
+            key_id,
+            rnext_key_id,
+            rnext_known: true,
+        };
+        assert_eq!(found(vector.include_options), verified);
+        let otherwise = Examined::WrongMac {
+            key_id,
+            rnext_key_id,
+            hint: Hint::OptionsFlag {
+                include_options: vector.include_options,
+            },
+        };
+        assert_eq!(found(!vector.include_options), otherwise);
+    }
+    assert_eq!(examined, 16);
 }

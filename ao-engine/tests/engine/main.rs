@@ -11,6 +11,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod examine;
 mod handshake;
 mod icmp;
 mod keys;

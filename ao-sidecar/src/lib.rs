@@ -13,6 +13,7 @@ pub mod identity;
 mod keys;
 pub mod launch;
 mod logging;
+pub mod metrics;
 
 /// Version of both binaries.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -33,6 +33,7 @@ use crate::VERSION;
 use crate::config::{Config, ConfigError, Overlay, Peer};
 use crate::keys::{Control, Keys, KeysError, Prepared, SharedDatapath};
 use crate::logging;
+use crate::metrics::{Endpoint, MetricsError};
 
 /// Longest time calls in progress may take once the daemon stops.
 const API_GRACE: Duration = Duration::from_secs(1);
@@ -68,6 +69,9 @@ pub enum DaemonError {
     /// The API cannot be served.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// Metrics cannot be served.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// Keys cannot be managed.
     #[error(transparent)]
     Keys(#[from] KeysError),
@@ -186,6 +190,7 @@ async fn supervise(
     let mut hangup = signal(SignalKind::hangup())?;
     let notifier = Notifier::from_environment();
     let on_exit = config.on_exit;
+    let metrics = config.metrics_listen.map(Endpoint::bind).transpose()?;
     // Before the datapath: automatic peers have the keys of the store from its first moment.
     let prepared = Prepared::new(&mut config)?;
     let settings = config.settings(options.replace_sessions);
@@ -206,6 +211,10 @@ async fn supervise(
     let sidecar = Arc::new(Sidecar::new(config, datapath, keys));
     sidecar.log_start(socket.path().display());
 
+    if let Some(metrics) = metrics {
+        let (source, control, events) = (sidecar.clone(), control.clone(), events.clone());
+        tokio::spawn(metrics.serve(source, control, events, wanted(stop.clone())));
+    }
     let api = tokio::spawn(serve_api(
         socket,
         sidecar.clone(),
@@ -214,6 +223,10 @@ async fn supervise(
         stop.clone(),
     ));
     notifier.send("READY=1");
+    let life = tokio::spawn(notifier.clone().stay_alive({
+        let sidecar = Arc::clone(&sidecar);
+        move || sidecar.health()
+    }));
     loop {
         tokio::select! {
             () = wanted(stop.clone()) => break,
@@ -222,6 +235,7 @@ async fn supervise(
     }
 
     notifier.send("STOPPING=1");
+    life.abort();
     api.await?;
     info!("API closed");
     spawn_blocking(move || sidecar.stop()).await??;
@@ -365,6 +379,11 @@ impl Sidecar {
             api = %socket,
             "protecting"
         );
+    }
+
+    /// What is wrong, if anything is; nothing while it stops.
+    fn health(&self) -> Result<(), String> {
+        self.datapath.with(Datapath::health).unwrap_or(Ok(()))
     }
 
     fn stop(&self) -> Result<(), StopError> {

@@ -1,6 +1,6 @@
 //! `[[key_chain]]` and its keys.
 
-use std::ops::Range;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -13,7 +13,8 @@ use keymgr::secret_file::{self, SecretFileError};
 use zeroize::Zeroizing;
 
 use super::lifetime::{LIFETIMES, lifetimes, shown, tolerance};
-use super::problem::{Problems, place};
+use super::overlay::Document;
+use super::problem::Place;
 use super::section::{Schema, Section};
 
 pub(super) const KEY_CHAIN: Schema = Schema {
@@ -36,6 +37,13 @@ const KEY: Schema = Schema {
     ],
 };
 
+/// A key made by API, which stands beside its chain. Its secret is a position.
+pub(super) const API_KEY: Schema = Schema {
+    title: "a key",
+    required: &["key_chain", "send_id", "recv_id", "algorithm", "secret"],
+    optional: KEY.optional,
+};
+
 const SECRETS: [&str; 3] = ["secret", "secret_hex", "secret_file"];
 
 /// A key chain of a configuration.
@@ -45,7 +53,7 @@ pub struct Chain {
     pub keys: Arc<KeyChain>,
     /// Where it was made.
     pub origin: Origin,
-    /// Where each of its keys was made, in their order.
+    /// Where each of its keys was made, in their order: the file's come first.
     pub key_origins: Vec<Origin>,
 }
 
@@ -57,134 +65,102 @@ pub(super) struct Named {
 }
 
 /// Where the parts of a key stand that a chain may be refused for.
-struct Places {
-    send_id: Range<usize>,
-    recv_id: Range<usize>,
+struct Places<'p> {
+    key: Place<'p>,
+    send_id: Place<'p>,
+    recv_id: Place<'p>,
     /// What says when the key is sent.
-    send: Range<usize>,
+    send: Place<'p>,
     /// What says when it is accepted.
-    accept: Range<usize>,
+    accept: Place<'p>,
 }
 
 /// What reading chains needs to know, and finds out.
 pub(super) struct Reader<'r> {
-    pub(super) text: &'r str,
-    pub(super) problems: &'r Problems,
     /// Folder that `secret_file` is relative to.
     pub(super) folder: &'r Path,
     pub(super) now: SystemTime,
-    /// Where secrets stand in the configuration itself.
-    pub(super) inline_secrets: Vec<Range<usize>>,
+    /// Where secrets stand in the file itself.
+    pub(super) inline_secrets: Vec<Place<'r>>,
 }
 
-impl Reader<'_> {
-    /// Reads all chains. Chains without a name are left out.
-    pub(super) fn chains(&mut self, sections: Vec<Section<'_, '_>>) -> Vec<Named> {
-        let mut chains: Vec<(Named, usize)> = Vec::new();
+impl<'r> Reader<'r> {
+    /// Reads all chains, with the keys that were `added` beside them. Chains without a name are
+    /// left out.
+    pub(super) fn chains<'i>(
+        &mut self,
+        sections: Vec<Section<'r, 'i>>,
+        added: Vec<Section<'r, 'i>>,
+    ) -> Vec<Named> {
+        let mut added = by_chain(added);
+        let mut chains: Vec<(Named, Place<'_>)> = Vec::new();
         for section in sections {
-            let span = section.span_of("name");
-            let Some(chain) = self.chain(section) else {
+            let place = section.place_of("name");
+            let name = section.parsed("name", checked_name);
+            let beside = name.as_ref().and_then(|name| added.remove(name));
+            let Some(chain) = self.chain(section, name, beside.unwrap_or_default()) else {
                 continue;
             };
             if let Some((_, first)) = chains.iter().find(|(other, _)| other.name == chain.name) {
-                let line = place(self.text, *first).0;
-                self.problems.add(
-                    &span,
-                    format!(
-                        "key chain {:?} exists in line {line}; write another name",
-                        chain.name
-                    ),
-                );
+                place.problem(exists_twice(
+                    "key chain",
+                    "chains",
+                    &chain.name,
+                    first,
+                    &place,
+                ));
             } else {
-                chains.push((chain, span.start));
+                chains.push((chain, place));
+            }
+        }
+        for (name, keys) in &added {
+            for key in keys {
+                let text = format!(
+                    "there is no key chain {name:?} any more; put it back, or delete the key"
+                );
+                key.place().problem(text);
             }
         }
         chains.into_iter().map(|(chain, _)| chain).collect()
     }
 
-    fn chain(&mut self, mut section: Section<'_, '_>) -> Option<Named> {
-        let name = section.parsed("name", checked_name);
-        let name_span = section.span_of("name");
+    fn chain<'i>(
+        &mut self,
+        mut section: Section<'r, 'i>,
+        name: Option<String>,
+        added: Vec<Section<'r, 'i>>,
+    ) -> Option<Named> {
         let rules = rules(&section);
-        let listed = section.has("key");
-        let sections = section.tables("key", &KEY);
+        // Keys made by API never stand in their chain.
+        let listed = section.has("key") || section.problems().made_by_api().is_some();
+        let mut sections = section.tables("key", &KEY);
+        sections.extend(added);
         let complete = sections.len();
         let mut keys = Vec::with_capacity(complete);
         let mut places = Vec::with_capacity(complete);
-        let mut key_origins = Vec::with_capacity(complete);
         for mut section in sections {
             places.push(Places::of(&section));
-            key_origins.push(Origin::File(line(self.text, section.span())));
             keys.extend(self.key(&mut section));
         }
         let name = name?;
         if keys.len() < complete || !listed {
-            // The positions in a ChainError would not be those of the file, and the chain is
+            // The positions in a ChainError would not be those of the texts, and the chain is
             // refused already.
             return Some(Named { name, chain: None });
         }
         let chain = KeyChain::new(name.as_str(), keys, rules)
-            .inspect_err(|error| self.refuse(&name, *error, section.span(), &places))
-            .inspect(|chain| self.warn(chain, &name_span));
-        let origin = Origin::File(line(self.text, section.span()));
+            .inspect_err(|error| refuse(&name, *error, &section.place(), &places))
+            .inspect(|chain| self.warn(chain, &section.place_of("name")));
         let chain = chain.ok().map(|chain| Chain {
             keys: Arc::new(chain),
-            origin,
-            key_origins,
+            origin: section.place().origin(),
+            key_origins: places.iter().map(|places| places.key.origin()).collect(),
         });
         Some(Named { name, chain })
     }
 
-    fn refuse(&self, name: &str, error: ChainError, chain: &Range<usize>, keys: &[Places]) {
-        let key = |position: usize| keys.get(position);
-        let line_of = |span: Option<&Range<usize>>| {
-            let start = span.map_or(chain.start, |span| span.start);
-            place(self.text, start).0
-        };
-        let repeated = |first| {
-            let line = line_of(first);
-            let help = "write an ID that the chain does not have, or lifetimes that are at least \
-                        twice `accept_tolerance` apart";
-            format!("{error}; the other is in line {line}; {help}")
-        };
-        let (span, text) = match error {
-            ChainError::Empty => (None, format!("{error}; add a [[key_chain.key]]")),
-            ChainError::DuplicateSendId { first, second, .. } => (
-                key(second).map(|key| &key.send_id),
-                repeated(key(first).map(|key| &key.send_id)),
-            ),
-            ChainError::DuplicateRecvId { first, second, .. } => (
-                key(second).map(|key| &key.recv_id),
-                repeated(key(first).map(|key| &key.recv_id)),
-            ),
-            ChainError::SentUnaccepted { key: position } => (
-                key(position).map(|key| &key.accept),
-                format!("{error}; write an `accept_lifetime` that covers `send_lifetime`"),
-            ),
-            ChainError::Gap {
-                before,
-                after,
-                from,
-                until,
-            } => (
-                key(after).map(|key| &key.send),
-                format!(
-                    "no key is sent from {}, when the one in line {} ends, until {}, when this one \
-                     starts; let them overlap, or write allow_gaps = true",
-                    shown(from),
-                    line_of(key(before).map(|key| &key.send)),
-                    shown(until)
-                ),
-            ),
-        };
-        self.problems.add(
-            span.unwrap_or(chain),
-            format!("key chain {name:?} is refused: {text}"),
-        );
-    }
-
     /// Warns when a chain has no key to send with now. Its peers are never unprotected.
-    fn warn(&self, chain: &KeyChain, place: &Range<usize>) {
+    fn warn(&self, chain: &KeyChain, place: &Place<'_>) {
         let wanted = chain.at(self.now);
         let next = wanted.next_change.map(shown);
         let text = match (wanted.expired, chain.expires(), next) {
@@ -208,11 +184,10 @@ impl Reader<'_> {
             }
             _ => return,
         };
-        self.problems
-            .warn(place, format!("key chain {:?} {text}", chain.name()));
+        place.warn(format!("key chain {:?} {text}", chain.name()));
     }
 
-    fn key(&mut self, section: &mut Section<'_, '_>) -> Option<Key> {
+    fn key(&mut self, section: &mut Section<'r, '_>) -> Option<Key> {
         let send_id = section.integer("send_id", 0..=u8::MAX);
         let recv_id = section.integer("recv_id", 0..=u8::MAX);
         let algorithm = section.choice(
@@ -223,7 +198,10 @@ impl Reader<'_> {
             None if section.has("include_tcp_options") => None,
             given => Some(given.unwrap_or(true)),
         };
-        let secret = self.secret(section);
+        let secret = match section.problems().made_by_api() {
+            Some(made) => secret_of_api(section, made),
+            None => self.secret(section),
+        };
         let lifetimes = lifetimes(section);
         let mkt = Mkt {
             send_id: send_id?,
@@ -240,10 +218,10 @@ impl Reader<'_> {
         })
     }
 
-    fn secret(&mut self, section: &Section<'_, '_>) -> Option<MasterKey> {
+    fn secret(&mut self, section: &Section<'r, '_>) -> Option<MasterKey> {
         let given: Vec<&str> = SECRETS.into_iter().filter(|key| section.has(key)).collect();
         for inline in given.iter().filter(|key| **key != "secret_file") {
-            self.inline_secrets.push(section.span_of(inline));
+            self.inline_secrets.push(section.place_of(inline));
         }
         let [key] = given[..] else {
             let found = match given[..] {
@@ -252,10 +230,10 @@ impl Reader<'_> {
             };
             let place = given
                 .last()
-                .map_or_else(|| section.span().clone(), |key| section.span_of(key));
-            let text =
-                format!("{found}; write exactly one of `secret_file`, `secret_hex`, `secret`");
-            self.problems.add(&place, text);
+                .map_or_else(|| section.place(), |key| section.place_of(key));
+            place.problem(format!(
+                "{found}; write exactly one of `secret_file`, `secret_hex`, `secret`"
+            ));
             return None;
         };
         let secret = match key {
@@ -286,24 +264,103 @@ impl Reader<'_> {
     }
 }
 
-impl Places {
-    fn of(key: &Section<'_, '_>) -> Self {
+impl<'p> Places<'p> {
+    fn of(key: &Section<'p, '_>) -> Self {
         let [both, send, accept] = LIFETIMES;
         let first_of = |names: &[&str]| {
             let given = names.iter().find(|name| key.has(name));
-            given.map_or_else(|| key.span().clone(), |name| key.span_of(name))
+            given.map_or_else(|| key.place(), |name| key.place_of(name))
         };
         Self {
-            send_id: key.span_of("send_id"),
-            recv_id: key.span_of("recv_id"),
+            key: key.place(),
+            send_id: key.place_of("send_id"),
+            recv_id: key.place_of("recv_id"),
             send: first_of(&[both, send]),
             accept: first_of(&[accept, both, send]),
         }
     }
 }
 
-fn line(text: &str, span: &Range<usize>) -> u32 {
-    u32::try_from(place(text, span.start).0).unwrap_or(u32::MAX)
+/// Keys that stand beside their chains, by the names of these.
+fn by_chain<'r, 'i>(keys: Vec<Section<'r, 'i>>) -> BTreeMap<String, Vec<Section<'r, 'i>>> {
+    let mut by_chain: BTreeMap<String, Vec<Section<'_, '_>>> = BTreeMap::new();
+    for key in keys {
+        if let Some(name) = key.text("key_chain").map(str::to_owned) {
+            by_chain.entry(name).or_default().push(key);
+        }
+    }
+    by_chain
+}
+
+fn refuse(name: &str, error: ChainError, chain: &Place<'_>, keys: &[Places<'_>]) {
+    let key = |position: usize| keys.get(position);
+    let repeated = |second: &Place<'_>, first: Option<&Place<'_>>| {
+        let first = first.unwrap_or(chain).seen_from(second);
+        format!(
+            "{error}; the other is {first}; write an ID that the chain does not have, or lifetimes \
+             that are at least twice `accept_tolerance` apart"
+        )
+    };
+    let (place, text) = match error {
+        ChainError::Empty => (chain, format!("{error}; add a [[key_chain.key]]")),
+        ChainError::DuplicateSendId { first, second, .. } => {
+            let place = key(second).map_or(chain, |key| &key.send_id);
+            (place, repeated(place, key(first).map(|key| &key.send_id)))
+        }
+        ChainError::DuplicateRecvId { first, second, .. } => {
+            let place = key(second).map_or(chain, |key| &key.recv_id);
+            (place, repeated(place, key(first).map(|key| &key.recv_id)))
+        }
+        ChainError::SentUnaccepted { key: position } => (
+            key(position).map_or(chain, |key| &key.accept),
+            format!("{error}; write an `accept_lifetime` that covers `send_lifetime`"),
+        ),
+        ChainError::Gap {
+            before,
+            after,
+            from,
+            until,
+        } => {
+            let place = key(after).map_or(chain, |key| &key.send);
+            let before = key(before).map_or(chain, |key| &key.send);
+            let text = format!(
+                "no key is sent from {}, when the one {} ends, until {}, when this one starts; let \
+                 them overlap, or write allow_gaps = true",
+                shown(from),
+                before.seen_from(place),
+                shown(until)
+            );
+            (place, text)
+        }
+    };
+    place.problem(format!("key chain {name:?} is refused: {text}"));
+}
+
+/// Says that something exists twice: the `first` one, and the one at `place`. `command` is what
+/// `aoctl` calls its kind.
+pub(super) fn exists_twice(
+    kind: &str,
+    command: &str,
+    name: &str,
+    first: &Place<'_>,
+    place: &Place<'_>,
+) -> String {
+    let first = first.seen_from(place);
+    if place.origin() == Origin::Api {
+        format!("exists {first}, too; delete one of them (aoctl {command} delete {name:?})")
+    } else {
+        format!("{kind} {name:?} exists {first}; write another name")
+    }
+}
+
+fn secret_of_api(section: &Section<'_, '_>, made: &Document<'_>) -> Option<MasterKey> {
+    let position = section.integer("secret", 0..=u32::MAX)?;
+    let Some(secret) = made.secret(position) else {
+        section.problem("secret", "the key has no secret; give it one");
+        return None;
+    };
+    let secret = master_key(&secret.0);
+    secret.map_err(|text| section.problem("secret", text)).ok()
 }
 
 fn rules(chain: &Section<'_, '_>) -> Rules {

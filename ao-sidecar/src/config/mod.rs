@@ -18,7 +18,6 @@ mod toml_text;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,8 +33,8 @@ pub use self::diff::diff;
 pub use self::key_chain::Chain;
 pub use self::overlay::Overlay;
 pub use self::peer::{KeySource, Peer};
-use self::problem::Problems;
 pub use self::problem::{ConfigError, Problem};
+use self::problem::{Place, Problems};
 pub use self::rollover::{IdentityConfig, RolloverConfig, TrustConfig};
 use self::section::{Schema, Section};
 pub use self::state::StatePlaces;
@@ -67,6 +66,17 @@ const ROOT: Schema = Schema {
         "key_chain",
         "peer",
     ],
+};
+/// What was made by API.
+const MADE: Schema = Schema {
+    title: "what was made by API",
+    required: &[],
+    optional: &["key_chain", "key", "peer"],
+};
+const MADE_KEY_CHAIN: Schema = Schema {
+    title: "a key chain",
+    required: &["name"],
+    optional: key_chain::KEY_CHAIN.optional,
 };
 const LOG: Schema = Schema {
     title: "[log]",
@@ -218,37 +228,30 @@ impl Config {
     /// Checks a text at a time.
     fn parse(source: Source, made: &Overlay, now: SystemTime) -> Result<Self, ConfigError> {
         let Source { text, file, mode } = &source;
-        let (text, file, mode) = (text.as_str(), file.as_path(), *mode);
-        let _ = made;
-        let problems = Problems::default();
-        let (table, syntax_errors) = DeTable::parse_recoverable(text);
-        for error in &syntax_errors {
-            // `Display` would show the line; `message` is made of fixed texts only.
-            problems.add(
-                &error.span().unwrap_or(0..0),
-                format!("not TOML: {}", error.message()),
-            );
-        }
-        if !syntax_errors.is_empty() {
-            problems.into_result(file, text)?;
-            return Err(ConfigError::of_file(file, "not TOML".to_owned()));
-        }
-
-        let folder = file.parent().unwrap_or(Path::new(""));
-        let root = Section::new(&ROOT, table.into_inner(), 0..0, &problems);
-        let (mut config, inline_secrets) =
-            config(root, text, folder, &problems, now, source.clone());
-        if let Some(span) = inline_secrets.first()
+        let table = parsed(text, file)?;
+        let made = made.document();
+        let problems = Problems::of_file(text, file);
+        let api_problems = Problems::of_api(&made);
+        // A text that the daemon has written: what it says of others is told, and not its syntax.
+        let made_table = parsed(&made.text, file)?;
+        let reading = Reading {
+            folder: file.parent().unwrap_or(Path::new("")),
+            now,
+            root: Section::new(&ROOT, table, 0..0, &problems),
+            made: Section::new(&MADE, made_table, 0..0, &api_problems),
+        };
+        let (mut config, inline_secrets) = reading.config(source.clone());
+        if let Some(place) = inline_secrets.first()
             && mode & 0o077 != 0
         {
             let file = file.display();
-            let text = format!(
+            place.problem(format!(
                 "the file holds a secret and is readable by others (mode {mode:04o}): chmod 600 \
                  {file}, or write `secret_file` with a file of its own"
-            );
-            problems.add(span, text);
+            ));
         }
-        config.warnings = problems.into_result(file, text)?;
+        drop(inline_secrets);
+        config.warnings = problem::told(file, [problems, api_problems])?;
         Ok(config)
     }
 
@@ -289,63 +292,94 @@ fn read(file: &Path) -> io::Result<(Zeroizing<String>, Metadata)> {
     Ok((text, metadata))
 }
 
-/// Reads the whole document. What it gives back is of use only if no problem was noted.
-fn config(
-    mut root: Section<'_, '_>,
-    text: &str,
-    folder: &Path,
-    problems: &Problems,
-    now: SystemTime,
-    source: Source,
-) -> (Config, Vec<Range<usize>>) {
-    let mut chain_reader = key_chain::Reader {
-        text,
-        problems,
-        folder,
-        now,
-        inline_secrets: Vec::new(),
-    };
-    let chains = chain_reader.chains(root.tables("key_chain", &key_chain::KEY_CHAIN));
-    let peer_sections = root.tables("peer", &peer::PEER);
-    if peer_sections.is_empty() {
+/// The table that a text is.
+fn parsed<'t>(text: &'t str, file: &Path) -> Result<DeTable<'t>, ConfigError> {
+    let (table, errors) = DeTable::parse_recoverable(text);
+    if errors.is_empty() {
+        return Ok(table.into_inner());
+    }
+    let problems = Problems::of_file(text, file);
+    for error in &errors {
+        // `Display` would show the line; `message` is made of fixed texts only.
         problems.add(
-            &(0..0),
-            "there is no [[peer]], so nothing to protect; add one",
+            &error.span().unwrap_or(0..0),
+            format!("not TOML: {}", error.message()),
         );
     }
-    let datapath = datapath(&root).unwrap_or_default();
-    let peer_reader = peer::Reader {
-        chains: &chains,
-        datapath,
-        text,
-        folder,
-        now,
-    };
-    let peers = peer_reader.peers(peer_sections);
-    let agreed = peers
-        .iter()
-        .any(|peer| matches!(peer.keys, KeySource::Rollover(_)));
-    let on_exit = root.choice(
-        "on_exit",
-        &[("keep", OnExit::Keep), ("remove", OnExit::Remove)],
-    );
-    let config = Config {
-        state_dir: absolute(&root, "state_dir", DEFAULT_STATE_DIR),
-        api_socket: api_socket(&root),
-        on_exit: on_exit.unwrap_or_default(),
-        api: api::api(&mut root, folder),
-        metrics_listen: api::metrics_listen(&mut root),
-        log: log(root.table("log", &LOG).as_ref()),
-        userspace: userspace(root.table("userspace", &USERSPACE)),
-        identity: rollover::identity(&mut root, folder),
-        listen: rollover::listen(&mut root, agreed),
-        sealing_key_file: rollover::sealing_key_file(&mut root, folder),
-        chains: chains.into_iter().filter_map(|chain| chain.chain).collect(),
-        peers,
-        warnings: Vec::new(),
-        source,
-    };
-    (config, chain_reader.inline_secrets)
+    problem::told(file, [problems])?;
+    Err(ConfigError::of_file(file, "not TOML".to_owned()))
+}
+
+/// What a configuration is read from.
+struct Reading<'r, 'i> {
+    /// Folder that files are relative to.
+    folder: &'r Path,
+    now: SystemTime,
+    /// The file.
+    root: Section<'r, 'i>,
+    /// What was made by API.
+    made: Section<'r, 'i>,
+}
+
+impl<'r> Reading<'r, '_> {
+    /// Reads both texts, the file first. What it gives back is of use only if no problem was noted.
+    fn config(mut self, source: Source) -> (Config, Vec<Place<'r>>) {
+        let (folder, now) = (self.folder, self.now);
+        let mut chain_reader = key_chain::Reader {
+            folder,
+            now,
+            inline_secrets: Vec::new(),
+        };
+        let chain_sections = self.both("key_chain", &key_chain::KEY_CHAIN, &MADE_KEY_CHAIN);
+        let added = self.made.tables("key", &key_chain::API_KEY);
+        let chains = chain_reader.chains(chain_sections, added);
+        let peer_sections = self.both("peer", &peer::PEER, &peer::PEER);
+        let root = &mut self.root;
+        if peer_sections.is_empty() {
+            root.place()
+                .problem("there is no [[peer]], so nothing to protect; add one");
+        }
+        let peer_reader = peer::Reader {
+            chains: &chains,
+            datapath: datapath(root).unwrap_or_default(),
+            folder,
+            now,
+        };
+        let peers = peer_reader.peers(peer_sections);
+        let agreed = peers
+            .iter()
+            .any(|peer| matches!(peer.keys, KeySource::Rollover(_)));
+        let on_exit = root.choice(
+            "on_exit",
+            &[("keep", OnExit::Keep), ("remove", OnExit::Remove)],
+        );
+        let config = Config {
+            state_dir: absolute(root, "state_dir", DEFAULT_STATE_DIR),
+            api_socket: api_socket(root),
+            on_exit: on_exit.unwrap_or_default(),
+            api: api::api(root, folder),
+            metrics_listen: api::metrics_listen(root),
+            log: log(root.table("log", &LOG).as_ref()),
+            userspace: userspace(root.table("userspace", &USERSPACE)),
+            identity: rollover::identity(root, folder),
+            listen: rollover::listen(root, agreed),
+            sealing_key_file: rollover::sealing_key_file(root, folder),
+            chains: chains.into_iter().filter_map(|named| named.chain).collect(),
+            peers,
+            warnings: Vec::new(),
+            source,
+        };
+        (config, chain_reader.inline_secrets)
+    }
+}
+
+impl<'r, 'i> Reading<'r, 'i> {
+    /// The tables of an array in the file, then those in what was made by API.
+    fn both(&mut self, key: &str, of_file: &Schema, of_api: &Schema) -> Vec<Section<'r, 'i>> {
+        let mut sections = self.root.tables(key, of_file);
+        sections.extend(self.made.tables(key, of_api));
+        sections
+    }
 }
 
 /// Which backend is wanted, for the whole or for one peer.

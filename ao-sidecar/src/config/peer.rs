@@ -1,7 +1,7 @@
 //! `[[peer]]`: who is protected, and where the keys come from.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::ops::{Range, RangeInclusive};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -12,8 +12,8 @@ use datapath::settings::{Choice, PeerSpec};
 use grpc_api::operator::administration::Origin;
 use keymgr::chain::KeyChain;
 
-use super::key_chain::{Named, checked_name};
-use super::problem::place;
+use super::key_chain::{Named, checked_name, exists_twice};
+use super::problem::Place;
 use super::rollover::{ROLLOVER, RolloverConfig, rollover};
 use super::section::{Schema, Section, suggest};
 
@@ -82,24 +82,23 @@ pub(super) struct Reader<'r> {
     pub(super) chains: &'r [Named],
     /// The backend of peers that do not say.
     pub(super) datapath: Choice,
-    pub(super) text: &'r str,
     /// Folder that files are relative to.
     pub(super) folder: &'r Path,
     pub(super) now: SystemTime,
 }
 
 /// A peer as far as it was read.
-struct Draft {
+struct Draft<'p> {
     spec: PeerSpec,
     /// Nothing when a problem was noted.
     keys: Option<KeySource>,
-    span: Range<usize>,
+    place: Place<'p>,
 }
 
 impl Reader<'_> {
     /// Reads all peers, noting those that nothing tells apart.
     pub(super) fn peers(&self, sections: Vec<Section<'_, '_>>) -> Vec<Peer> {
-        let mut drafts: Vec<Draft> = Vec::new();
+        let mut drafts: Vec<Draft<'_>> = Vec::new();
         for mut section in sections {
             let agreed = section.has("rollover");
             let rollover = section.table("rollover", &ROLLOVER);
@@ -112,22 +111,21 @@ impl Reader<'_> {
                 drafts.push(draft);
             }
         }
-        let peer = |Draft { spec, keys, span }: Draft| {
-            let line = u32::try_from(place(self.text, span.start).0).unwrap_or(u32::MAX);
+        let peer = |Draft { spec, keys, place }: Draft<'_>| {
             Some(Peer {
                 keys: keys?,
                 spec,
-                origin: Origin::File(line),
+                origin: place.origin(),
             })
         };
         drafts.into_iter().filter_map(peer).collect()
     }
 
-    fn draft(
+    fn draft<'p>(
         &self,
-        section: &Section<'_, '_>,
-        rollover: Option<&Section<'_, '_>>,
-    ) -> Option<Draft> {
+        section: &Section<'p, '_>,
+        rollover: Option<&Section<'p, '_>>,
+    ) -> Option<Draft<'p>> {
         let name = section.parsed("name", checked_name);
         let address = section.parsed("address", parse_address);
         let keys = self.keys(
@@ -168,7 +166,7 @@ impl Reader<'_> {
                 ttl_min,
                 datapath,
             },
-            span: section.span().clone(),
+            place: section.place(),
         })
     }
 
@@ -202,26 +200,22 @@ impl Reader<'_> {
 
     fn check_distinct(
         &self,
-        draft: &Draft,
-        earlier: &[Draft],
+        draft: &Draft<'_>,
+        earlier: &[Draft<'_>],
         section: &Section<'_, '_>,
         rollover: Option<&Section<'_, '_>>,
     ) {
-        let line = |other: &Draft| place(self.text, other.span.start).0;
-        let find = |same: &dyn Fn(&Draft) -> bool| earlier.iter().find(|other| same(other));
+        let find = |same: &dyn Fn(&Draft<'_>) -> bool| earlier.iter().find(|other| same(other));
         let name = &draft.spec.name;
         if let Some(other) = find(&|other| other.spec.name == *name) {
-            let text = format!(
-                "peer {name:?} exists in line {}; write another name",
-                line(other)
-            );
+            let text = exists_twice("peer", "peers", name, &other.place, &draft.place);
             section.problem("name", text);
         } else if let Some(other) = find(&|other| conflict(&other.spec, &draft.spec)) {
             let text = format!(
-                "peer {name:?} has the same address and ports as peer {:?} in line {}; remove one, \
-                 or tell them apart by `ports`, `local_address` or `vrf`",
+                "peer {name:?} has the same address and ports as peer {:?} {}; remove one, or tell \
+                 them apart by `ports`, `local_address` or `vrf`",
                 other.spec.name,
-                line(other)
+                other.place.seen_from(&draft.place)
             );
             section.problem("address", text);
         }
@@ -239,11 +233,10 @@ impl Reader<'_> {
                 "name"
             };
             let text = format!(
-                "peer {name:?} has the same {key} and label as peer {:?} in line {}, so their calls \
-                 could not be told apart; write label = \"…\" for one of them, the same at the far \
-                 end",
+                "peer {name:?} has the same {key} and label as peer {:?} {}, so their calls could \
+                 not be told apart; write label = \"…\" for one of them, the same at the far end",
                 other.spec.name,
-                line(other)
+                other.place.seen_from(&draft.place)
             );
             section.problem(key, text);
         }

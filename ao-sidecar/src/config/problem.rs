@@ -5,6 +5,10 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use grpc_api::operator::administration::Origin;
+
+use super::overlay::Document;
+
 /// A configuration that was refused. Its text has one line for each problem and never repeats a
 /// line of the file, which could hold a secret.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,7 +20,8 @@ pub struct ConfigError {
 /// One thing that is wrong. Shown with its place, and without the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Line and column, both from 1; absent when the whole file is meant.
+    /// Line and column, both from 1; absent when the whole file is meant, or something that was
+    /// made by API, which the text then names.
     pub place: Option<(usize, usize)>,
     /// What is wrong, and what to write instead.
     pub text: String,
@@ -31,7 +36,7 @@ impl ConfigError {
         }
     }
 
-    /// The problems, in the order of the file.
+    /// The problems, in the order of the file; then those of what was made by API.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
         &self.problems
@@ -61,15 +66,46 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Collects problems by their place in the text, so that all of them can be told at once.
-#[derive(Debug, Default)]
-pub(super) struct Problems {
+/// Collects the problems of one text by their place in it, so that all of them can be told at once.
+#[derive(Debug)]
+pub(super) struct Problems<'t> {
+    text: Text<'t>,
+    /// Offsets of the lines of the file.
+    lines: Vec<usize>,
     errors: RefCell<Vec<(usize, String)>>,
     /// What does not keep the configuration from being used.
     warnings: RefCell<Vec<(usize, String)>>,
 }
 
-impl Problems {
+/// One of the two texts that a configuration is made of.
+#[derive(Debug)]
+enum Text<'t> {
+    File(&'t str, &'t Path),
+    Api(&'t Document<'t>),
+}
+
+impl<'t> Problems<'t> {
+    /// Those of `file`, which has this text.
+    pub(super) fn of_file(text: &'t str, file: &'t Path) -> Self {
+        let after_newline = text.match_indices('\n').map(|(offset, _)| offset + 1);
+        let lines = std::iter::once(0).chain(after_newline).collect();
+        Self::new(Text::File(text, file), lines)
+    }
+
+    /// Those of what was made by API.
+    pub(super) fn of_api(made: &'t Document<'t>) -> Self {
+        Self::new(Text::Api(made), Vec::new())
+    }
+
+    fn new(text: Text<'t>, lines: Vec<usize>) -> Self {
+        Self {
+            text,
+            lines,
+            errors: RefCell::default(),
+            warnings: RefCell::default(),
+        }
+    }
+
     /// Notes a problem at the start of `span`.
     pub(super) fn add(&self, span: &Range<usize>, text: impl Into<String>) {
         self.errors.borrow_mut().push((span.start, text.into()));
@@ -80,50 +116,126 @@ impl Problems {
         self.warnings.borrow_mut().push((span.start, text.into()));
     }
 
-    /// The warnings about `text`, or the error that tells all problems; `file` is where `text` was
-    /// read from.
-    pub(super) fn into_result(self, file: &Path, text: &str) -> Result<Vec<Problem>, ConfigError> {
-        let problems = in_order(self.errors.into_inner(), text);
-        if problems.is_empty() {
-            Ok(in_order(self.warnings.into_inner(), text))
-        } else {
-            Err(ConfigError {
-                file: file.to_owned(),
-                problems,
-            })
+    /// What was made by API, if that is what the problems are about.
+    pub(super) fn made_by_api(&self) -> Option<&'t Document<'t>> {
+        match self.text {
+            Text::File(..) => None,
+            Text::Api(made) => Some(made),
+        }
+    }
+
+    /// The problems and the warnings, each in the order of the text.
+    fn in_order(self) -> (Vec<Problem>, Vec<Problem>) {
+        let told = |noted: &RefCell<Vec<(usize, String)>>| {
+            let mut noted = noted.take();
+            noted.sort_by_key(|&(offset, _)| offset);
+            let problem = |(offset, text)| self.problem(offset, text);
+            noted.into_iter().map(problem).collect()
+        };
+        (told(&self.errors), told(&self.warnings))
+    }
+
+    fn problem(&self, offset: usize, text: String) -> Problem {
+        match self.text {
+            Text::File(..) => Problem {
+                place: Some(self.line_and_column(offset)),
+                text,
+            },
+            Text::Api(made) => Problem {
+                place: None,
+                text: format!("made by API: {}: {text}", made.subject(offset)),
+            },
+        }
+    }
+
+    /// Line and column of an offset, both from 1; columns count characters.
+    fn line_and_column(&self, offset: usize) -> (usize, usize) {
+        let line = self.lines.partition_point(|start| *start <= offset).max(1);
+        let start = self.lines.get(line - 1).copied().unwrap_or_default();
+        let before = match self.text {
+            Text::File(text, _) => text.get(start..offset).or_else(|| text.get(start..)),
+            Text::Api(_) => None,
+        };
+        (line, before.map_or(0, |before| before.chars().count()) + 1)
+    }
+}
+
+/// The warnings about the texts of a configuration, or the error that tells all problems. The first
+/// text is that of `file`.
+pub(super) fn told<const N: usize>(
+    file: &Path,
+    texts: [Problems<'_>; N],
+) -> Result<Vec<Problem>, ConfigError> {
+    let (problems, warnings): (Vec<_>, Vec<_>) = texts.map(Problems::in_order).into_iter().unzip();
+    let problems = problems.concat();
+    if problems.is_empty() {
+        Ok(warnings.concat())
+    } else {
+        Err(ConfigError {
+            file: file.to_owned(),
+            problems,
+        })
+    }
+}
+
+/// A part of one of the texts.
+#[derive(Clone, Debug)]
+pub(super) struct Place<'p> {
+    pub(super) problems: &'p Problems<'p>,
+    pub(super) span: Range<usize>,
+}
+
+impl Place<'_> {
+    /// Notes a problem with it.
+    pub(super) fn problem(&self, text: impl Into<String>) {
+        self.problems.add(&self.span, text);
+    }
+
+    /// Notes that it is doubtful.
+    pub(super) fn warn(&self, text: impl Into<String>) {
+        self.problems.warn(&self.span, text);
+    }
+
+    /// Where the object that it is of was made, if it is the beginning of that object.
+    pub(super) fn origin(&self) -> Origin {
+        match self.problems.text {
+            Text::File(..) => {
+                let (line, _) = self.problems.line_and_column(self.span.start);
+                Origin::File(u32::try_from(line).unwrap_or(u32::MAX))
+            }
+            Text::Api(_) => Origin::Api,
+        }
+    }
+
+    /// Where it is, told to somebody who looks at `from`.
+    pub(super) fn seen_from(&self, from: &Place<'_>) -> String {
+        match self.problems.text {
+            Text::Api(made) => format!("made by API ({})", made.subject(self.span.start)),
+            Text::File(_, file) => {
+                let (line, _) = self.problems.line_and_column(self.span.start);
+                match from.problems.text {
+                    Text::File(..) => format!("in line {line}"),
+                    Text::Api(_) => format!("in {}:{line}", file.display()),
+                }
+            }
         }
     }
 }
 
-fn in_order(mut noted: Vec<(usize, String)>, text: &str) -> Vec<Problem> {
-    noted.sort_by_key(|&(offset, _)| offset);
-    let problem = |(offset, problem)| Problem {
-        place: Some(place(text, offset)),
-        text: problem,
-    };
-    noted.into_iter().map(problem).collect()
-}
-
-/// Line and column of an offset, both from 1; columns count characters.
-pub(super) fn place(text: &str, offset: usize) -> (usize, usize) {
-    let before = text.get(..offset).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
-    (line, column)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::place;
+    use super::*;
 
     #[test]
     fn places_count_lines_and_characters_from_one() {
         let text = "a = 1\nü = 2\n";
-        assert_eq!(place(text, 0), (1, 1));
-        assert_eq!(place(text, 4), (1, 5));
-        assert_eq!(place(text, 6), (2, 1));
-        assert_eq!(place(text, 9), (2, 3));
-        assert_eq!(place(text, text.len()), (3, 1));
-        assert_eq!(place(text, 99), (3, 1));
+        let problems = Problems::of_file(text, Path::new(""));
+        let place = |offset| problems.line_and_column(offset);
+        assert_eq!(place(0), (1, 1));
+        assert_eq!(place(4), (1, 5));
+        assert_eq!(place(6), (2, 1));
+        assert_eq!(place(9), (2, 3));
+        assert_eq!(place(text.len()), (3, 1));
+        assert_eq!(place(99), (3, 1));
     }
 }

@@ -10,7 +10,7 @@ use std::ops::{Range, RangeInclusive};
 use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
-use super::problem::Problems;
+use super::problem::{Place, Problems};
 
 /// The keys a kind of table may have.
 pub(super) struct Schema {
@@ -25,7 +25,7 @@ pub(super) struct Schema {
 /// One table. Getters answer nothing when the key is absent, and also when its value is wrong:
 /// then the problem is already noted, and the value given in its place does not matter.
 pub(super) struct Section<'p, 'i> {
-    problems: &'p Problems,
+    problems: &'p Problems<'p>,
     table: DeTable<'i>,
     span: Range<usize>,
 }
@@ -36,7 +36,7 @@ impl<'p, 'i> Section<'p, 'i> {
         schema: &Schema,
         table: DeTable<'i>,
         span: Range<usize>,
-        problems: &'p Problems,
+        problems: &'p Problems<'p>,
     ) -> Self {
         let Schema {
             title,
@@ -68,13 +68,28 @@ impl<'p, 'i> Section<'p, 'i> {
         }
     }
 
+    /// What problems with it are noted in.
+    pub(super) fn problems(&self) -> &'p Problems<'p> {
+        self.problems
+    }
+
     /// Where the table begins.
-    pub(super) fn span(&self) -> &Range<usize> {
-        &self.span
+    pub(super) fn place(&self) -> Place<'p> {
+        Place {
+            problems: self.problems,
+            span: self.span.clone(),
+        }
     }
 
     /// Where the value of `key` stands, or the table when it is absent.
-    pub(super) fn span_of(&self, key: &str) -> Range<usize> {
+    pub(super) fn place_of(&self, key: &str) -> Place<'p> {
+        Place {
+            problems: self.problems,
+            span: self.span_of(key),
+        }
+    }
+
+    fn span_of(&self, key: &str) -> Range<usize> {
         self.table
             .get(key)
             .map_or_else(|| self.span.clone(), Spanned::span)

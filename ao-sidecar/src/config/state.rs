@@ -32,7 +32,7 @@ impl StatePlaces {
     }
 
     fn of_text(text: &str, file: &Path) -> Result<Self, ConfigError> {
-        let problems = Problems::default();
+        let problems = Problems::of_file(text, file);
         let Ok(table) = DeTable::parse(text) else {
             return Err(ConfigError::of_file(file, "not TOML".to_owned()));
         };

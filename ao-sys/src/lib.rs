@@ -1,6 +1,7 @@
 //! The kernel's interfaces: every `unsafe` of the project is in this crate.
 
 pub mod capabilities;
+pub mod clock;
 pub mod descriptors;
 pub mod links;
 pub mod memory;
@@ -8,6 +9,7 @@ mod netlink;
 pub mod nfqueue;
 pub mod nftables;
 pub mod optmem;
+pub mod packet;
 pub mod pidfd;
 pub mod probe;
 pub mod process;

@@ -4,6 +4,7 @@ use std::io;
 
 use netlink_packet_core::{ErrorBuffer, NetlinkBuffer};
 use netlink_sys::{Socket, SocketAddr};
+use zeroize::Zeroizing;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -76,7 +77,8 @@ fn exchange_once(
     socket.send(request, 0)?;
     let mut consistent = true;
     loop {
-        let datagram = receive(socket)?;
+        // What the kernel says of sockets may hold their TCP-MD5 keys.
+        let datagram = Zeroizing::new(receive(socket)?);
         for (kind, message) in messages(&datagram) {
             consistent &= flags(message) & NLM_F_DUMP_INTR == 0;
             match kind {

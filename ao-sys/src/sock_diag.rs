@@ -1,11 +1,13 @@
 //! TCP sockets of this network namespace: list them, close them from outside.
 
+mod md5;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable,
+    NetlinkSerializable, Parseable,
 };
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netlink_packet_sock_diag::inet::{
@@ -15,6 +17,11 @@ use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use crate::netlink;
+
+pub use self::md5::{Md5Key, md5_keys};
+
+/// Octets of `struct inet_diag_msg`, which precedes the attributes of a socket.
+const INET_DIAG_MSG: usize = 72;
 
 /// State of a TCP socket, as in include/net/tcp_states.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,25 +106,38 @@ pub struct TcpSocket {
 /// # Errors
 /// When the kernel refuses the dump.
 pub fn tcp_sockets(filter: Filter) -> io::Result<Vec<TcpSocket>> {
-    let socket = netlink::open(NETLINK_SOCK_DIAG)?;
     let mut found = Vec::new();
+    let extensions = ExtensionFlags::empty();
+    dump(&states(filter), &extensions, |message| {
+        found.extend(parse(message));
+    })?;
+    Ok(found)
+}
+
+/// Hands over what the kernel says of each TCP socket in one of these states.
+fn dump(
+    states: &StateFlags,
+    extensions: &ExtensionFlags,
+    mut each: impl FnMut(&[u8]),
+) -> io::Result<()> {
+    let socket = netlink::open(NETLINK_SOCK_DIAG)?;
     for (family, id) in [
         (AF_INET, SocketId::new_v4()),
         (AF_INET6, SocketId::new_v6()),
     ] {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-        let request = serialize(header, request(family, states(filter), id));
-        let listed = netlink::exchange(&socket, &request, |message| {
-            found.extend(parse(message));
-        });
-        match listed {
+        let request = serialize(
+            header,
+            request(family, states.clone(), extensions.clone(), id),
+        );
+        match netlink::exchange(&socket, &request, &mut each) {
             // A kernel without IPv6 knows no sockets of it.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) && family == AF_INET6 => {}
             other => other?,
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Closes a socket from outside (SOCK_DESTROY): its owner sees ECONNABORTED, the far end a RST.
@@ -128,7 +148,12 @@ pub fn tcp_sockets(filter: Filter) -> io::Result<Vec<TcpSocket>> {
 pub fn destroy(socket: &TcpSocket) -> io::Result<()> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_ACK;
-    let inner = request(socket.family, StateFlags::all(), socket.id.clone());
+    let inner = request(
+        socket.family,
+        StateFlags::all(),
+        ExtensionFlags::empty(),
+        socket.id.clone(),
+    );
     let request = serialize(header, SockDiagDestroy::new(inner));
     let connection = netlink::open(NETLINK_SOCK_DIAG)?;
     netlink::exchange(&connection, &request, |_| {}).map_err(|error| match error.raw_os_error() {
@@ -150,11 +175,16 @@ fn states(filter: Filter) -> StateFlags {
     }
 }
 
-fn request(family: u8, states: StateFlags, socket_id: SocketId) -> SockDiagMessage {
+fn request(
+    family: u8,
+    states: StateFlags,
+    extensions: ExtensionFlags,
+    socket_id: SocketId,
+) -> SockDiagMessage {
     SockDiagMessage::InetRequest(InetRequest {
         family,
         protocol: IPPROTO_TCP,
-        extensions: ExtensionFlags::empty(),
+        extensions,
         states,
         socket_id,
     })
@@ -171,12 +201,9 @@ where
     bytes
 }
 
+/// Reads no attributes: one that may be there holds TCP-MD5 keys, and no copy of it is to be left.
 fn parse(message: &[u8]) -> Option<TcpSocket> {
-    let message = NetlinkMessage::<SockDiagMessage>::deserialize(message).ok()?;
-    let NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) = message.payload
-    else {
-        return None;
-    };
+    let header = netlink::payload(message).get(..INET_DIAG_MSG)?;
     let InetResponseHeader {
         family,
         state,
@@ -184,7 +211,7 @@ fn parse(message: &[u8]) -> Option<TcpSocket> {
         uid,
         inode,
         ..
-    } = response.header;
+    } = InetResponseHeader::parse(header).ok()?;
     Some(TcpSocket {
         state: state.into(),
         local: SocketAddr::new(unmapped(id.source_address), id.source_port),

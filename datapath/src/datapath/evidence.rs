@@ -16,7 +16,8 @@ impl Datapath {
     ///
     /// Segments are examined with the keys the peers have now; `extra` has more of them, by name of
     /// the peer: keys of other times. Blocks the calling thread, which must be in the datapath's
-    /// network namespace.
+    /// network namespace; asks `go_on` several times a second, and ends when it says no: the
+    /// datapath cannot be stopped meanwhile.
     ///
     /// # Errors
     /// When the wire cannot be tapped.
@@ -26,8 +27,9 @@ impl Datapath {
         extra: &[(Arc<str>, Arc<Mkt>)],
         at_most: Duration,
         stop_when_all: bool,
+        go_on: &dyn Fn() -> bool,
     ) -> io::Result<Evidence> {
-        let _ = (peers, extra, at_most, stop_when_all);
+        let _ = (peers, extra, at_most, stop_when_all, go_on());
         Ok(Evidence::default())
     }
 

@@ -1,15 +1,15 @@
 //! `aoctl events`: a line for each event, as it comes.
 
 use std::io::{self, Write};
-use std::path::Path;
 
 use grpc_api::v1;
 use serde::Serialize;
 use tonic::Streaming;
 
+use super::output::{Paint, Tone};
 use super::table::printable;
 use super::time::{milliseconds, precise};
-use super::{ClientError, Format, connect, failed};
+use super::{ClientError, Format, Sidecar};
 
 /// Which events to show.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,21 +40,21 @@ struct Event {
     message: String,
 }
 
-/// Writes the events of the sidecar on `socket` to `out`, one a line, each as soon as it is there.
+/// Writes the events of the sidecar to `out`, one a line, each as soon as it is there.
 /// With [`Watch::follow`] it ends with success when the process is interrupted (SIGINT).
 ///
 /// # Errors
 /// When the sidecar cannot be reached, refuses, or goes away while it is followed; when `out`
 /// cannot be written.
 pub fn watch(
-    socket: &Path,
+    sidecar: &Sidecar,
     watch: Watch,
     format: Format,
     out: &mut dyn Write,
 ) -> Result<(), ClientError> {
     super::runtime()?.block_on(async {
         let follow = watch.follow;
-        let all = show_all(socket, watch, format, out);
+        let all = show_all(sidecar, watch, format, out);
         if !follow {
             return all.await;
         }
@@ -66,7 +66,7 @@ pub fn watch(
 }
 
 async fn show_all(
-    socket: &Path,
+    sidecar: &Sidecar,
     watch: Watch,
     format: Format,
     out: &mut dyn Write,
@@ -83,22 +83,22 @@ async fn show_all(
         peer,
         follow,
     };
-    let answer = connect(socket).await?.watch_events(request).await;
+    let answer = sidecar
+        .connect(super::PATIENCE)
+        .await?
+        .watch_events(request)
+        .await;
     let mut events: Streaming<v1::Event> = answer
-        .map_err(|status| failed(socket, &status))?
+        .map_err(|status| sidecar.failed(&status))?
         .into_inner();
-    let gone = |reason: &str| ClientError::Gone {
-        socket: socket.to_owned(),
-        reason: reason.to_owned(),
-    };
     loop {
         match events.message().await {
             Ok(Some(event)) => Event::from(event).show(format, out)?,
-            Ok(None) if follow => return Err(gone("it ended the events")),
+            Ok(None) if follow => return Err(sidecar.gone("it ended the events")),
             Ok(None) => return Ok(()),
             Err(status) => {
-                return Err(match failed(socket, &status) {
-                    ClientError::Unreachable { reason, .. } => gone(&reason),
+                return Err(match sidecar.failed(&status) {
+                    ClientError::Unreachable { reason, .. } => sidecar.gone(&reason),
                     refused => refused,
                 });
             }
@@ -113,18 +113,27 @@ impl Event {
                 serde_json::to_writer(&mut *out, self).map_err(io::Error::from)?;
                 writeln!(out)?;
             }
-            Format::Table => writeln!(
+            Format::Text(paint) => writeln!(
                 out,
-                "{}  {:>6}  {:<7}  {}  {}  {}",
+                "{}  {:>6}  {}  {}  {}  {}",
                 self.time.as_deref().unwrap_or("-"),
                 self.sequence,
-                self.severity,
-                self.peer.as_deref().unwrap_or("-"),
-                self.kind,
+                self.coloured_severity(paint),
+                printable(self.peer.as_deref().unwrap_or("-")),
+                printable(&self.kind),
                 printable(&self.message),
             )?,
         }
         out.flush()
+    }
+
+    fn coloured_severity(&self, paint: Paint) -> String {
+        let tone = match self.severity {
+            "alarm" => Tone::Bad,
+            "warning" => Tone::Doubtful,
+            _ => Tone::Plain,
+        };
+        paint.paint(tone, &format!("{:<7}", self.severity))
     }
 }
 

@@ -8,9 +8,9 @@ use std::io::{self, Write};
 use grpc_api::v1;
 use serde::Serialize;
 
-use super::Answer;
+use super::output::{Answer, Paint, Tone};
 use super::table::{Column, Table, printable};
-use super::time::{Moment, duration, milliseconds, precise, short, short_duration};
+use super::time::{At, duration, milliseconds, short, short_duration};
 
 #[derive(Serialize)]
 #[serde(transparent)]
@@ -28,21 +28,17 @@ struct Key {
     there: Option<&'static str>,
     send: Lifetime,
     accept: Lifetime,
-    agreed_at: Shown,
-    last_use: Shown,
+    agreed_at: At,
+    last_use: At,
     segments_verified: u64,
     segments_verified_there: Option<u64>,
 }
 
 #[derive(Serialize)]
-struct Lifetime {
-    start: Shown,
-    end: Shown,
+pub(super) struct Lifetime {
+    start: At,
+    end: At,
 }
-
-/// A moment that may not be there.
-#[derive(Clone, Copy)]
-struct Shown(Option<Moment>);
 
 #[derive(Serialize)]
 #[serde(transparent)]
@@ -64,10 +60,10 @@ struct Rollover {
     target: Option<Generation>,
     runway_ready: u32,
     runway_wanted: u32,
-    next: Shown,
+    next: At,
     last: Option<Completed>,
-    last_heard: Shown,
-    unreachable_since: Shown,
+    last_heard: At,
+    unreachable_since: At,
     unreachable_reason: Option<String>,
     waiting: Option<String>,
     alarms: Vec<String>,
@@ -84,7 +80,7 @@ struct Generation {
 
 #[derive(Serialize)]
 struct Completed {
-    at: Shown,
+    at: At,
     took_ms: u64,
     trigger: String,
 }
@@ -93,7 +89,7 @@ struct Completed {
 pub(super) struct Identity {
     fingerprint: String,
     certificate_file: String,
-    expires: Shown,
+    expires: At,
     listen: Vec<String>,
 }
 
@@ -104,7 +100,7 @@ pub(super) struct Done {
 }
 
 impl Answer for Keys {
-    fn table(&self, out: &mut dyn Write) -> io::Result<()> {
+    fn text(&self, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
         let mut table = Table::new(&[
             Column::Text("PEER"),
             Column::Number("GEN"),
@@ -112,7 +108,7 @@ impl Answer for Keys {
             Column::Number("RECV-ID"),
             Column::Text("ALGORITHM"),
             Column::Text("ORIGIN"),
-            Column::Text("STATE"),
+            Column::State("STATE"),
             Column::Text("THERE"),
             Column::Text("SEND"),
             Column::Text("ACCEPT"),
@@ -142,22 +138,22 @@ impl Answer for Keys {
                 &or_dash(key.segments_verified_there),
             ]);
         }
-        table.write("no keys", out)
+        table.write("no keys", paint, out)
     }
 }
 
 impl Answer for Rollovers {
     /// A line for each, then the alarms.
-    fn table(&self, out: &mut dyn Write) -> io::Result<()> {
+    fn text(&self, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
         let mut table = Table::new(&[
             Column::Text("PEER"),
             Column::Number("ACTIVE"),
             Column::Number("KEY"),
-            Column::Text("STATE"),
+            Column::State("STATE"),
             Column::Text("TARGET"),
             Column::Text("RUNWAY"),
             Column::Text("NEXT"),
-            Column::Text("CHANNEL"),
+            Column::State("CHANNEL"),
             Column::Number("ALARMS"),
         ]);
         for rollover in &self.0 {
@@ -175,14 +171,15 @@ impl Answer for Rollovers {
                 &rollover.alarms.len(),
             ]);
         }
-        table.write("no automatic peers", out)?;
+        table.write("no automatic peers", paint, out)?;
         let troubled: Vec<&Rollover> = self.0.iter().filter(|one| !one.alarms.is_empty()).collect();
         if !troubled.is_empty() {
             writeln!(out)?;
         }
         for rollover in troubled {
             for alarm in &rollover.alarms {
-                writeln!(out, "ALARM {}: {}", rollover.peer, printable(alarm))?;
+                let word = paint.paint(Tone::Bad, "ALARM");
+                writeln!(out, "{word} {}: {}", rollover.peer, printable(alarm))?;
             }
         }
         Ok(())
@@ -190,10 +187,15 @@ impl Answer for Rollovers {
 }
 
 impl Answer for OneRollover {
-    fn table(&self, out: &mut dyn Write) -> io::Result<()> {
+    fn text(&self, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
         for rollover in &self.0 {
             for (name, value) in rollover.lines() {
-                writeln!(out, "{name:<10}  {}", printable(&value))?;
+                let tone = match name {
+                    "ALARM" => Tone::Bad,
+                    _ => Tone::Plain,
+                };
+                let name = format!("{name:<10}");
+                writeln!(out, "{}  {}", paint.paint(tone, &name), printable(&value))?;
             }
         }
         Ok(())
@@ -285,7 +287,7 @@ impl Generation {
 }
 
 impl Answer for Identity {
-    fn table(&self, out: &mut dyn Write) -> io::Result<()> {
+    fn text(&self, _: Paint, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "fingerprint  {}", self.fingerprint)?;
         writeln!(out, "certificate  {}", self.certificate_file)?;
         writeln!(out, "expires      {}", self.expires)?;
@@ -295,27 +297,15 @@ impl Answer for Identity {
 }
 
 impl Answer for Done {
-    fn table(&self, out: &mut dyn Write) -> io::Result<()> {
+    fn text(&self, _: Paint, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "{}", printable(&self.message))
-    }
-}
-
-impl Serialize for Shown {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.as_ref().and_then(precise).serialize(serializer)
-    }
-}
-
-impl fmt::Display for Shown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.as_ref().and_then(short).as_deref().unwrap_or("-"))
     }
 }
 
 impl fmt::Display for Lifetime {
     /// As an interval of ISO 8601, with two dots for an open end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let moment = |moment: Shown| moment.0.as_ref().and_then(short);
+        let moment = |moment: At| moment.0.as_ref().and_then(short);
         match (moment(self.start), moment(self.end)) {
             (None, None) => f.write_str("always"),
             (start, end) => {
@@ -330,7 +320,8 @@ fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
-fn filled(text: String) -> Option<String> {
+/// Text that is there; empty is none.
+pub(super) fn filled(text: String) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
 }
 
@@ -356,7 +347,7 @@ fn state(state: v1::KeyState) -> Option<&'static str> {
 }
 
 /// The same where a state is always told: by a later sidecar it may be one without a name here.
-fn own_state(told: v1::KeyState) -> &'static str {
+pub(super) fn own_state(told: v1::KeyState) -> &'static str {
     state(told).unwrap_or("unknown")
 }
 
@@ -378,8 +369,8 @@ impl From<v1::Key> for Key {
             key_chain: filled(key.key_chain),
             send: key.send.unwrap_or_default().into(),
             accept: key.accept.unwrap_or_default().into(),
-            agreed_at: Shown(key.agreed_at),
-            last_use: Shown(key.last_use),
+            agreed_at: At(key.agreed_at),
+            last_use: At(key.last_use),
             segments_verified: key.segments_verified,
             segments_verified_there: key.segments_verified_there,
             peer: key.peer,
@@ -390,8 +381,8 @@ impl From<v1::Key> for Key {
 impl From<v1::Lifetime> for Lifetime {
     fn from(v1::Lifetime { start, end }: v1::Lifetime) -> Self {
         Self {
-            start: Shown(start),
-            end: Shown(end),
+            start: At(start),
+            end: At(end),
         }
     }
 }
@@ -422,10 +413,10 @@ impl From<v1::Rollover> for Rollover {
             target: rollover.target.map(Generation::from),
             runway_ready: rollover.runway_ready,
             runway_wanted: rollover.runway_wanted,
-            next: Shown(rollover.next),
+            next: At(rollover.next),
             last: rollover.last.map(Completed::from),
-            last_heard: Shown(rollover.last_heard),
-            unreachable_since: Shown(rollover.unreachable_since),
+            last_heard: At(rollover.last_heard),
+            unreachable_since: At(rollover.unreachable_since),
             unreachable_reason: filled(rollover.unreachable_reason),
             waiting: filled(rollover.waiting),
             alarms: rollover.alarms,
@@ -448,7 +439,7 @@ impl From<v1::Generation> for Generation {
 impl From<v1::CompletedRollover> for Completed {
     fn from(v1::CompletedRollover { at, took, trigger }: v1::CompletedRollover) -> Self {
         Self {
-            at: Shown(at),
+            at: At(at),
             took_ms: took.as_ref().map_or(0, milliseconds),
             trigger,
         }
@@ -485,7 +476,7 @@ impl From<v1::GetIdentityResponse> for Identity {
         Self {
             fingerprint,
             certificate_file,
-            expires: Shown(expires),
+            expires: At(expires),
             listen,
         }
     }

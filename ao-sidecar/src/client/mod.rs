@@ -1,28 +1,45 @@
-//! `aoctl`: asks a running sidecar and shows the answer as a table or as JSON.
+//! `aoctl`: asks a running sidecar and shows the answer as text or as JSON.
 
+mod chains;
+mod change;
+mod configuration;
+mod connection;
+mod doctor;
 mod events;
 mod keys;
+mod output;
+mod peer_settings;
+mod secret;
+mod status;
 mod table;
 mod time;
 mod view;
 
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::time::Duration;
 
 use grpc_api::v1::{
-    AbortRolloverRequest, ForceRolloverRequest, GetCountersRequest, GetIdentityRequest,
-    GetRolloverRequest, GetStatusRequest, ListKeysRequest, ListPeersRequest, ListSessionsRequest,
-    StartRolloverRequest,
+    AbortRolloverRequest, DiffConfigRequest, ForceRolloverRequest, GetConfigRequest,
+    GetCountersRequest, GetIdentityRequest, GetRolloverRequest, GetStatusRequest,
+    ListKeyChainsRequest, ListKeysRequest, ListPeersRequest, ListSessionsRequest,
+    ReloadConfigRequest, StartRolloverRequest, ValidateConfigRequest,
 };
-use serde::Serialize;
-use tonic::{Code, Status};
+use tonic::Status;
+use zeroize::Zeroizing;
 
+use self::chains::KeyChains;
+pub use self::change::{Change, Secret};
+use self::configuration::{Changed, Checked, Differences, InUse, Reloaded};
+pub use self::connection::{Environment, Sidecar, environment};
+pub use self::doctor::{Complaint, diagnose};
 pub use self::events::{Watch, watch};
 use self::keys::{Done, Identity, Keys, OneRollover, Rollovers};
-use self::view::{Counters, Peers, Sessions, StatusView};
+pub use self::output::{Format, Paint, Shown};
+pub use self::secret::{configuration, secret};
+use self::status::{Peers, StatusView};
+use self::view::{Counters, Sessions};
 
 /// What to ask, or to have done.
-#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
     /// The whole in one answer.
     Status,
@@ -32,6 +49,8 @@ pub enum Question {
     Peers,
     /// Counters of peers, queues and firewall.
     Counters,
+    /// Key chains, or the one of this name.
+    Chains(Option<String>),
     /// Keys of a peer, or of all.
     Keys(Option<String>),
     /// How the key changes of a peer stand, or of all automatic ones.
@@ -49,55 +68,91 @@ pub enum Question {
     ForceRollover(String),
     /// What far ends know the sidecar by.
     Identity,
+    /// The configuration in use.
+    Config,
+    /// Whether a text would be taken as configuration; without one the sidecar's own file.
+    CheckConfig(Option<Zeroizing<String>>),
+    /// What a reload would change.
+    DiffConfig,
+    /// Read the configuration file again.
+    ReloadConfig {
+        /// Close unprotected sessions of new peers instead of refusing.
+        replace_sessions: bool,
+    },
+    /// Change what is made by API.
+    Change(Change),
 }
 
-/// How to show the answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// For people.
-    Table,
-    /// For programs.
-    Json,
+/// How long to wait for an answer that is there already.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The same where sockets, rules and files are read and changed first.
+const PATIENCE_WITH_CHANGES: Duration = Duration::from_secs(60);
+
+impl Question {
+    fn patience(&self) -> Duration {
+        match self {
+            Self::CheckConfig(_)
+            | Self::DiffConfig
+            | Self::ReloadConfig { .. }
+            | Self::Change(_) => PATIENCE_WITH_CHANGES,
+            _ => PATIENCE,
+        }
+    }
 }
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nothing answers on the socket.
-    #[error("cannot reach ao-sidecar on {}: {reason}", socket.display())]
+    /// Nothing answers.
+    #[error("cannot reach ao-sidecar on {sidecar}: {reason}")]
     Unreachable {
-        /// The socket.
-        socket: PathBuf,
+        /// The socket or address.
+        sidecar: String,
         /// Why, and what to do.
         reason: String,
     },
     /// The sidecar was there, and is no more.
-    #[error("ao-sidecar on {} went away: {reason}", socket.display())]
+    #[error("ao-sidecar on {sidecar} went away: {reason}")]
     Gone {
-        /// The socket.
-        socket: PathBuf,
+        /// The socket or address.
+        sidecar: String,
         /// What was seen of it.
         reason: String,
     },
     /// The sidecar refused to answer.
     #[error("ao-sidecar refused: {0}")]
     Refused(String),
+    /// What was given cannot be used.
+    #[error("{0}")]
+    Unusable(String),
+    /// The command line is wrong.
+    #[error("{0}")]
+    Usage(String),
     /// The answer cannot be written.
     #[error("cannot write the answer: {0}")]
     Output(#[from] io::Error),
 }
 
-/// Asks the sidecar on `socket` and writes the answer to `out`.
+impl ClientError {
+    /// The exit code it ends with.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Refused(_) | Self::Unusable(_) | Self::Output(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Unreachable { .. } | Self::Gone { .. } => 3,
+        }
+    }
+}
+
+/// Asks the sidecar. When the answer is returned, connection and runtime are gone, and with them
+/// every copy of what was sent.
 ///
 /// # Errors
-/// When the sidecar cannot be reached, refuses, or `out` cannot be written.
-pub fn ask(
-    socket: &Path,
-    question: Question,
-    format: Format,
-    out: &mut dyn Write,
-) -> Result<(), ClientError> {
-    runtime()?.block_on(answer(socket, question, format, out))
+/// When the sidecar cannot be reached, or refuses.
+pub fn ask(sidecar: &Sidecar, question: Question) -> Result<Shown, ClientError> {
+    runtime()?.block_on(answer(sidecar, question))
 }
 
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
@@ -106,18 +161,13 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
-async fn answer(
-    socket: &Path,
-    question: Question,
-    format: Format,
-    out: &mut dyn Write,
-) -> Result<(), ClientError> {
-    let mut client = connect(socket).await?;
-    let failed = |status: Status| failed(socket, &status);
+async fn answer(sidecar: &Sidecar, question: Question) -> Result<Shown, ClientError> {
+    let mut client = sidecar.connect(question.patience()).await?;
+    let failed = |status: Status| sidecar.failed(&status);
     macro_rules! relay {
         ($call:ident($request:expr) as $shown:ty) => {{
             let answer = client.$call($request).await.map_err(failed)?;
-            show(&<$shown>::from(answer.into_inner()), format, out)
+            Ok(Shown::new(<$shown>::from(answer.into_inner())))
         }};
     }
     match question {
@@ -125,6 +175,10 @@ async fn answer(
         Question::Sessions => relay!(list_sessions(ListSessionsRequest {}) as Sessions),
         Question::Peers => relay!(list_peers(ListPeersRequest {}) as Peers),
         Question::Counters => relay!(get_counters(GetCountersRequest {}) as Counters),
+        Question::Chains(name) => {
+            let name = name.unwrap_or_default();
+            relay!(list_key_chains(ListKeyChainsRequest { name }) as KeyChains)
+        }
         Question::Keys(peer) => {
             let peer = peer.unwrap_or_default();
             relay!(list_keys(ListKeysRequest { peer }) as Keys)
@@ -145,65 +199,18 @@ async fn answer(
             relay!(force_rollover(ForceRolloverRequest { peer }) as Done)
         }
         Question::Identity => relay!(get_identity(GetIdentityRequest {}) as Identity),
-    }
-}
-
-async fn connect(socket: &Path) -> Result<grpc_api::Client, ClientError> {
-    grpc_api::connect(&socket.into())
-        .await
-        .map_err(|error| ClientError::Unreachable {
-            socket: socket.to_owned(),
-            reason: match io_error(&error) {
-                Some(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
-                    format!("{cause}; run aoctl as root or as the sidecar's user")
-                }
-                Some(cause) => format!("{cause}; is it running, and is --socket right?"),
-                None => error.to_string(),
-            },
-        })
-}
-
-/// The system's error at the bottom of another one.
-fn io_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e io::Error> {
-    let mut next = Some(error);
-    let mut found = None;
-    while let Some(error) = next {
-        found = error.downcast_ref().or(found);
-        next = error.source();
-    }
-    found
-}
-
-fn failed(socket: &Path, status: &Status) -> ClientError {
-    // A status that was not sent but made here has a cause: the connection broke.
-    let broken = std::error::Error::source(status).is_some();
-    // The first is a sidecar that stops, the others one that hangs or is still starting.
-    let unreachable = matches!(
-        status.code(),
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
-    );
-    if broken || unreachable {
-        ClientError::Unreachable {
-            socket: socket.to_owned(),
-            reason: status.message().to_owned(),
+        Question::Config => relay!(get_config(GetConfigRequest {}) as InUse),
+        Question::CheckConfig(text) => {
+            let toml = text.map_or_else(String::new, |mut text| std::mem::take(&mut *text));
+            relay!(validate_config(ValidateConfigRequest { toml }) as Checked)
         }
-    } else {
-        ClientError::Refused(status.message().to_owned())
-    }
-}
-
-/// An answer that can be shown both ways.
-trait Answer: Serialize {
-    fn table(&self, out: &mut dyn Write) -> io::Result<()>;
-}
-
-fn show(answer: &impl Answer, format: Format, out: &mut dyn Write) -> Result<(), ClientError> {
-    match format {
-        Format::Table => answer.table(out)?,
-        Format::Json => {
-            serde_json::to_writer_pretty(&mut *out, answer).map_err(io::Error::from)?;
-            writeln!(out)?;
+        Question::DiffConfig => relay!(diff_config(DiffConfigRequest {}) as Differences),
+        Question::ReloadConfig { replace_sessions } => {
+            relay!(reload_config(ReloadConfigRequest { replace_sessions }) as Reloaded)
         }
+        Question::Change(change) => change
+            .make(&mut client, sidecar)
+            .await
+            .map(|changed| Shown::new(Changed::from(changed))),
     }
-    Ok(out.flush()?)
 }

@@ -1,11 +1,30 @@
 //! Moments and spans as they are shown.
 
+use std::fmt;
+
 use jiff::Timestamp;
+use serde::Serialize;
 
 /// A moment of the API.
 pub(super) type Moment = prost_types::Timestamp;
 /// A span of the API.
 pub(super) type Span = prost_types::Duration;
+
+/// A moment that may not be there: null in JSON, a dash in tables.
+#[derive(Clone, Copy)]
+pub(super) struct At(pub(super) Option<Moment>);
+
+impl Serialize for At {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.as_ref().and_then(precise).serialize(serializer)
+    }
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_ref().and_then(short).as_deref().unwrap_or("-"))
+    }
+}
 
 /// RFC 3339 in UTC with milliseconds, for programs and logs. A moment that no calendar has is
 /// nothing.
@@ -24,11 +43,16 @@ fn timestamp(moment: &Moment) -> Option<Timestamp> {
 
 /// Milliseconds, rounded down; a negative span is none.
 pub(super) fn milliseconds(span: &Span) -> u64 {
+    microseconds(span) / 1000
+}
+
+/// The same in microseconds.
+pub(super) fn microseconds(span: &Span) -> u64 {
     let seconds = u64::try_from(span.seconds).unwrap_or(0);
     let nanos = u64::try_from(span.nanos).unwrap_or(0);
     seconds
-        .saturating_mul(1000)
-        .saturating_add(nanos / 1_000_000)
+        .saturating_mul(1_000_000)
+        .saturating_add(nanos / 1000)
 }
 
 /// Days, hours, minutes and seconds, without leading zeros: `1d 2h 0m 5s`.
@@ -79,7 +103,7 @@ mod tests {
         let span = |seconds, nanos| milliseconds(&Span { seconds, nanos });
         assert_eq!(span(2, 999_999_999), 2999);
         assert_eq!(span(-1, -5), 0);
-        assert_eq!(span(i64::MAX, 0), u64::MAX);
+        assert_eq!(span(i64::MAX, 0), u64::MAX / 1000);
     }
 
     #[test]

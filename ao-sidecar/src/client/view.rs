@@ -1,4 +1,4 @@
-//! The answers as they are shown. The JSON of each is stable: fields are added, never renamed.
+//! Sessions and counters as they are shown. The JSON of each is stable: fields are added, never renamed.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -6,67 +6,18 @@ use std::io::{self, Write};
 use grpc_api::v1;
 use serde::Serialize;
 
-use super::Answer;
+use super::output::{Answer, Paint};
 use super::table::{Column, Table};
-use super::time::duration;
+use super::time::microseconds;
 
 #[derive(Serialize)]
-pub(super) struct StatusView {
-    version: String,
-    uptime_seconds: u64,
-    datapath: String,
-    queue_rules: String,
-    guard: String,
-    strips: bool,
-    rules_restored: u64,
-    overruns: u64,
-    queues: Vec<Queue>,
-    peers: Vec<Peer>,
-    kernel: Option<Kernel>,
-}
-
-#[derive(Serialize)]
-struct Kernel {
-    tcp_ao: bool,
-    daemons: Vec<Daemon>,
-    listeners: u32,
-    optmem_max: u64,
-    optmem_raised_from: Option<u64>,
-    problems: Vec<String>,
-}
-
-#[derive(Serialize)]
-struct Daemon {
-    name: String,
-    pid: u32,
-}
-
-#[derive(Serialize)]
-struct Queue {
+pub(super) struct Queue {
     number: u32,
     packets: u64,
     overruns: u64,
+    waiting: u32,
+    dropped: u64,
 }
-
-#[derive(Serialize)]
-struct Peer {
-    name: String,
-    address: String,
-    sessions: u32,
-    state: &'static str,
-    key_chain: String,
-    keys: u32,
-    ports: String,
-    segments_good: u64,
-    segments_sent: u64,
-    segments_dropped: u64,
-    datapath: String,
-    datapath_reason: String,
-}
-
-#[derive(Serialize)]
-#[serde(transparent)]
-pub(super) struct Peers(Vec<Peer>);
 
 #[derive(Serialize)]
 #[serde(transparent)]
@@ -109,6 +60,8 @@ pub(super) struct Counters {
     firewall_drops: BTreeMap<String, u64>,
     queues: Vec<Queue>,
     rules_restored: u64,
+    macs: u64,
+    mac_time_us: u64,
 }
 
 #[derive(Serialize)]
@@ -119,47 +72,15 @@ struct PeerCounters {
     drops: BTreeMap<String, u64>,
 }
 
-impl Answer for StatusView {
-    fn table(&self, out: &mut dyn Write) -> io::Result<()> {
-        writeln!(
-            out,
-            "ao-sidecar {}, up {}",
-            self.version,
-            duration(self.uptime_seconds)
-        )?;
-        writeln!(out, "datapath        {}", self.datapath)?;
-        writeln!(out, "queue rules     {}", self.queue_rules)?;
-        writeln!(out, "guard           {}", self.guard)?;
-        writeln!(
-            out,
-            "strips TCP-AO   {}",
-            if self.strips { "yes" } else { "no" }
-        )?;
-        writeln!(out, "rules restored  {}", self.rules_restored)?;
-        writeln!(out, "queue overruns  {}", self.overruns)?;
-        if let Some(kernel) = &self.kernel {
-            write_kernel(kernel, out)?;
-        }
-        writeln!(out)?;
-        write_peers(&self.peers, out)
-    }
-}
-
-impl Answer for Peers {
-    fn table(&self, out: &mut dyn Write) -> io::Result<()> {
-        write_peers(&self.0, out)
-    }
-}
-
 impl Answer for Sessions {
-    fn table(&self, out: &mut dyn Write) -> io::Result<()> {
+    fn text(&self, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
         let mut table = Table::new(&[
             Column::Text("PEER"),
             Column::Text("LOCAL"),
             Column::Text("REMOTE"),
             Column::Text("VRF"),
             Column::Text("DATAPATH"),
-            Column::Text("STATE"),
+            Column::State("STATE"),
             Column::Number("CURRENT"),
             Column::Number("RNEXT"),
             Column::Number("GOOD"),
@@ -187,12 +108,12 @@ impl Answer for Sessions {
                 &or_dash(session.rcv_sne),
             ]);
         }
-        table.write("no sessions", out)
+        table.write("no sessions", paint, out)
     }
 }
 
 impl Answer for Counters {
-    fn table(&self, out: &mut dyn Write) -> io::Result<()> {
+    fn text(&self, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
         let mut table = Table::new(&[
             Column::Text("WHERE"),
             Column::Text("COUNTER"),
@@ -217,122 +138,17 @@ impl Answer for Counters {
             let place = format!("queue {}", queue.number);
             table.row([&place, &"packets", &queue.packets]);
             table.row([&place, &"overruns", &queue.overruns]);
+            table.row([&place, &"waiting", &queue.waiting]);
+            table.row([&place, &"dropped", &queue.dropped]);
         }
-        table.write("no counters", out)
+        table.row([&"userspace", &"macs", &self.macs]);
+        table.row([&"userspace", &"mac-time-us", &self.mac_time_us]);
+        table.write("no counters", paint, out)
     }
-}
-
-fn write_kernel(kernel: &Kernel, out: &mut dyn Write) -> io::Result<()> {
-    let daemons: Vec<String> = kernel
-        .daemons
-        .iter()
-        .map(|daemon| format!("{} ({})", daemon.name, daemon.pid))
-        .collect();
-    let daemons = match daemons.is_empty() {
-        true => "none".to_owned(),
-        false => daemons.join(", "),
-    };
-    let has_tcp_ao = if kernel.tcp_ao { "yes" } else { "no" };
-    writeln!(out, "kernel TCP-AO   {has_tcp_ao}")?;
-    writeln!(out, "daemons         {daemons}")?;
-    writeln!(out, "listeners       {}", kernel.listeners)?;
-    write!(out, "option memory   {} octets", kernel.optmem_max)?;
-    if let Some(before) = kernel.optmem_raised_from {
-        write!(out, ", raised from {before}")?;
-    }
-    writeln!(out)?;
-    for problem in &kernel.problems {
-        writeln!(out, "problem         {problem}")?;
-    }
-    Ok(())
 }
 
 fn or_dash(number: Option<u32>) -> String {
     number.map_or("-".to_owned(), |number| number.to_string())
-}
-
-fn write_peers(peers: &[Peer], out: &mut dyn Write) -> io::Result<()> {
-    let mut table = Table::new(&[
-        Column::Text("PEER"),
-        Column::Text("ADDRESS"),
-        Column::Text("PORTS"),
-        Column::Text("DATAPATH"),
-        Column::Text("STATE"),
-        Column::Number("SESSIONS"),
-        Column::Text("KEY-CHAIN"),
-        Column::Number("KEYS"),
-        Column::Number("GOOD"),
-        Column::Number("SENT"),
-        Column::Number("DROPPED"),
-        Column::Text("REASON"),
-    ]);
-    for peer in peers {
-        let key_chain = match peer.key_chain.as_str() {
-            "" => "(rollover)",
-            name => name,
-        };
-        table.row([
-            &peer.name,
-            &peer.address,
-            &peer.ports,
-            &peer.datapath,
-            &peer.state,
-            &peer.sessions,
-            &key_chain,
-            &peer.keys,
-            &peer.segments_good,
-            &peer.segments_sent,
-            &peer.segments_dropped,
-            &peer.datapath_reason,
-        ]);
-    }
-    table.write("no peers", out)
-}
-
-impl From<v1::GetStatusResponse> for StatusView {
-    fn from(answer: v1::GetStatusResponse) -> Self {
-        Self {
-            version: answer.version,
-            uptime_seconds: answer.uptime_seconds,
-            datapath: answer.datapath,
-            queue_rules: answer.queue_rules,
-            guard: answer.guard,
-            strips: answer.strips,
-            rules_restored: answer.rules_restored,
-            overruns: answer.queues.iter().map(|queue| queue.overruns).sum(),
-            queues: all(answer.queues),
-            peers: all(answer.peers),
-            kernel: answer.kernel.map(Kernel::from),
-        }
-    }
-}
-
-impl From<v1::Kernel> for Kernel {
-    fn from(
-        v1::Kernel {
-            tcp_ao,
-            daemons,
-            listeners,
-            optmem_max,
-            optmem_raised_from,
-            problems,
-        }: v1::Kernel,
-    ) -> Self {
-        Self {
-            tcp_ao,
-            daemons: all(daemons),
-            listeners,
-            optmem_max,
-            optmem_raised_from,
-            problems,
-        }
-    }
-}
-
-impl From<v1::Daemon> for Daemon {
-    fn from(v1::Daemon { name, pid }: v1::Daemon) -> Self {
-        Self { name, pid }
-    }
 }
 
 impl From<v1::KeyUse> for KeyUse {
@@ -355,12 +171,6 @@ impl From<v1::KeyUse> for KeyUse {
     }
 }
 
-impl From<v1::ListPeersResponse> for Peers {
-    fn from(answer: v1::ListPeersResponse) -> Self {
-        Self(all(answer.peers))
-    }
-}
-
 impl From<v1::ListSessionsResponse> for Sessions {
     fn from(answer: v1::ListSessionsResponse) -> Self {
         let mut sessions: Vec<Session> = all(answer.sessions);
@@ -378,6 +188,8 @@ impl From<v1::GetCountersResponse> for Counters {
             firewall_drops: answer.firewall_drops,
             queues: all(answer.queues),
             rules_restored: answer.rules_restored,
+            macs: answer.macs,
+            mac_time_us: answer.mac_time.as_ref().map_or(0, microseconds),
         }
     }
 }
@@ -388,42 +200,16 @@ impl From<v1::Queue> for Queue {
             number,
             packets,
             overruns,
-            ..
+            waiting,
+            dropped,
         }: v1::Queue,
     ) -> Self {
         Self {
             number,
             packets,
             overruns,
-        }
-    }
-}
-
-impl From<v1::Peer> for Peer {
-    fn from(peer: v1::Peer) -> Self {
-        let ports = if peer.first_port == peer.last_port {
-            peer.first_port.to_string()
-        } else {
-            format!("{}-{}", peer.first_port, peer.last_port)
-        };
-        Self {
-            state: match peer.state() {
-                v1::PeerState::Unspecified => "unknown",
-                v1::PeerState::Down => "down",
-                v1::PeerState::Established => "established",
-                v1::PeerState::Blocked => "blocked",
-            },
-            name: peer.name,
-            address: peer.address,
-            sessions: peer.sessions,
-            key_chain: peer.key_chain,
-            keys: peer.keys,
-            ports,
-            segments_good: peer.segments_good,
-            segments_sent: peer.segments_sent,
-            segments_dropped: peer.segments_dropped,
-            datapath: peer.datapath,
-            datapath_reason: peer.datapath_reason,
+            waiting,
+            dropped,
         }
     }
 }
@@ -475,6 +261,6 @@ impl From<v1::PeerCounters> for PeerCounters {
     }
 }
 
-fn all<A, B: From<A>>(items: Vec<A>) -> Vec<B> {
+pub(super) fn all<A, B: From<A>>(items: Vec<A>) -> Vec<B> {
     items.into_iter().map(B::from).collect()
 }

@@ -1,0 +1,156 @@
+//! Which sidecar is asked, and how it is reached.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fmt, io};
+
+use grpc_api::{Client, ConnectError, Target, TlsFiles};
+use tonic::{Code, Status};
+
+use super::ClientError;
+use super::table::printable;
+use crate::cli::aoctl::Global;
+use crate::config::DEFAULT_API_SOCKET;
+
+/// The sidecar that is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sidecar(Target);
+
+impl Sidecar {
+    /// The one that the options name; what they leave out the environment says.
+    ///
+    /// # Errors
+    /// When it is to be asked over TCP, and a file for TLS is not named.
+    pub fn named(global: &Global, environment: Environment) -> Result<Self, ClientError> {
+        let text = |name| environment(name).and_then(|value| value.into_string().ok());
+        if let Some(socket) = &global.socket {
+            return Ok(Self(Target::Unix(socket.clone())));
+        }
+        let Some(address) = global.address.clone().or_else(|| text("AOCTL_ADDRESS")) else {
+            let socket = environment("AOCTL_SOCKET");
+            let socket = socket.map_or_else(|| DEFAULT_API_SOCKET.into(), PathBuf::from);
+            return Ok(Self(Target::Unix(socket)));
+        };
+        let file = |option: &Option<PathBuf>, name, variable| {
+            let given = option
+                .clone()
+                .or_else(|| environment(variable).map(PathBuf::from));
+            given.ok_or_else(|| {
+                ClientError::Usage(format!(
+                    "over TCP, both ends show certificates: {name} FILE is missing, and so is \
+                     {variable} in the environment"
+                ))
+            })
+        };
+        let tls = TlsFiles {
+            ca: file(&global.ca, "--ca", "AOCTL_CA")?,
+            certificate: file(&global.cert, "--cert", "AOCTL_CERT")?,
+            key: file(&global.key, "--key", "AOCTL_KEY")?,
+        };
+        let server_name = global
+            .server_name
+            .clone()
+            .or_else(|| text("AOCTL_SERVER_NAME"));
+        Ok(Self(Target::Tcp {
+            address,
+            server_name,
+            tls,
+        }))
+    }
+
+    /// The Unix socket; nothing for one that is asked over TCP.
+    pub(super) fn socket(&self) -> Option<&Path> {
+        match &self.0 {
+            Target::Unix(socket) => Some(socket),
+            Target::Tcp { .. } => None,
+        }
+    }
+
+    /// Connects for calls that may take as long as `answer`.
+    pub(super) async fn connect(&self, answer: Duration) -> Result<Client, ClientError> {
+        let connected = grpc_api::connect_for(&self.0, answer).await;
+        connected.map_err(|error| match error {
+            ConnectError::Transport(error) => self.unreachable(self.trouble(&error)),
+            wrong => ClientError::Unusable(wrong.to_string()),
+        })
+    }
+
+    /// Why there is no connection, and what to do.
+    fn trouble(&self, error: &(dyn Error + 'static)) -> String {
+        match (&self.0, io_error(error)) {
+            (Target::Unix(_), Some(cause)) if cause.kind() == io::ErrorKind::PermissionDenied => {
+                format!("{cause}; run aoctl as root or as a user of a group that [api] names")
+            }
+            (Target::Unix(_), Some(cause)) => {
+                format!("{cause}; is it running, and is --socket right?")
+            }
+            _ => error.to_string(),
+        }
+    }
+
+    fn unreachable(&self, reason: String) -> ClientError {
+        ClientError::Unreachable {
+            sidecar: self.to_string(),
+            reason,
+        }
+    }
+
+    /// What an answer means that is none.
+    pub(super) fn failed(&self, status: &Status) -> ClientError {
+        // A status that was not sent but made here has a cause: the connection broke.
+        let broken = Error::source(status).is_some();
+        // The first is a sidecar that stops, the others one that hangs or is still starting.
+        let unreachable = matches!(
+            status.code(),
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
+        );
+        let message = printable(status.message()).into_owned();
+        match (broken || unreachable, status.code()) {
+            (true, _) => self.unreachable(message),
+            (false, Code::Unimplemented) => ClientError::Refused(
+                "it is another version, and does not know this call; run the aoctl of the sidecar"
+                    .to_owned(),
+            ),
+            (false, _) => ClientError::Refused(message),
+        }
+    }
+
+    /// What it means when a stream of answers ends in the middle.
+    pub(super) fn gone(&self, reason: &str) -> ClientError {
+        ClientError::Gone {
+            sidecar: self.to_string(),
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+/// How the environment is asked for a variable.
+pub type Environment = fn(&str) -> Option<OsString>;
+
+/// The process's own environment; an empty variable is none.
+#[must_use]
+pub fn environment(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+impl fmt::Display for Sidecar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Target::Unix(socket) => write!(f, "{}", socket.display()),
+            Target::Tcp { address, .. } => f.write_str(address),
+        }
+    }
+}
+
+/// The system's error at the bottom of another one.
+fn io_error<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e io::Error> {
+    let mut next = Some(error);
+    let mut found = None;
+    while let Some(error) = next {
+        found = error.downcast_ref().or(found);
+        next = error.source();
+    }
+    found
+}

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use crate::policy::{Peer, Policy};
 use crate::reason::DropReason;
+use crate::time::Instant;
 
 /// Refused packets by reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +46,17 @@ impl DropCounters {
     }
 }
 
+/// A packet that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Why.
+    pub reason: DropReason,
+    /// When.
+    pub at: Instant,
+    /// The KeyID that it named, if it had TCP-AO and was read that far.
+    pub key_id: Option<u8>,
+}
+
 /// Packets of one peer, over all its connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerCounters {
@@ -54,6 +66,8 @@ pub struct PeerCounters {
     pub sent: u64,
     /// Refused.
     pub drops: DropCounters,
+    /// The last of those.
+    pub last_refused: Option<Refused>,
 }
 
 /// All counters of one engine, in the order of the policy's peers.
@@ -80,11 +94,14 @@ impl Counters {
         self.peers.get_mut(index).map(|(_, counters)| counters)
     }
 
-    /// The drop counters of a peer, or those of no peer.
-    pub(super) fn drops(&mut self, peer: Option<usize>) -> &mut DropCounters {
+    /// Counts a refused packet against a peer, or against none.
+    pub(super) fn refuse(&mut self, peer: Option<usize>, refused: Refused) {
         match peer.and_then(|index| self.peers.get_mut(index)) {
-            Some((_, counters)) => &mut counters.drops,
-            None => &mut self.unmatched,
+            Some((_, counters)) => {
+                counters.drops.count(refused.reason);
+                counters.last_refused = Some(refused);
+            }
+            None => self.unmatched.count(refused.reason),
         }
     }
 

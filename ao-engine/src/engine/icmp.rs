@@ -72,9 +72,10 @@ impl<P: MacProvider> Engine<P> {
             reason,
             peer: Some(peer_index),
             connection: Some(id),
+            key_id: None,
             key: None,
         };
-        Some(Verdict::Drop(self.refuse(&refusal)))
+        Some(Verdict::Drop(self.refuse(now, &refusal)))
     }
 }
 

@@ -66,6 +66,7 @@ impl<P: MacProvider> Engine<P> {
             reason,
             peer: Some(peer_index),
             connection: Some(id),
+            key_id: None,
             key: None,
         };
         let policy = self.policy.clone();
@@ -86,6 +87,10 @@ impl<P: MacProvider> Engine<P> {
                 DropReason::Unsigned
             };
             return Err(refusal(reason));
+        };
+        let refusal = |reason| Refusal {
+            key_id: Some(ao.key_id),
+            ..refusal(reason)
         };
         // RFC 5925 §7.5: the MKT follows from the KeyID and the socket pair, nothing else.
         let (mkt_index, mkt) = find_key(peer, |key| key.recv_id == ao.key_id)
@@ -128,6 +133,7 @@ impl<P: MacProvider> Engine<P> {
             reason,
             peer: Some(plan.peer),
             connection: Some(plan.id),
+            key_id: Some(plan.ao.key_id),
             key: Some(plan.mkt),
         };
         let Some((peer, mkt)) = policy
@@ -443,6 +449,7 @@ impl Refusal {
             reason,
             peer: None,
             connection: None,
+            key_id: None,
             key: None,
         }
     }

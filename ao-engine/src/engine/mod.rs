@@ -24,7 +24,7 @@ use alloc::vec::Vec;
 use core::net::IpAddr;
 
 pub use connection::{KeyCounters, SessionCounters};
-pub use counters::{DropCounters, PeerCounters};
+pub use counters::{DropCounters, PeerCounters, Refused};
 
 use connection::Connection;
 use counters::Counters;
@@ -193,7 +193,7 @@ pub struct Engine<P: MacProvider> {
 
 /// What is to be done with a packet once the MACs of the batch are known.
 enum Plan<K> {
-    Refused(DropReason),
+    Refused(Refusal),
     Sign(SignPlan),
     Verify(VerifyPlan<K>),
 }
@@ -203,7 +203,9 @@ struct Refusal {
     reason: DropReason,
     peer: Option<usize>,
     connection: Option<ConnectionId>,
-    /// Index of the key that the segment named, where it is the key that did not fit.
+    /// The KeyID that the segment named.
+    key_id: Option<u8>,
+    /// Index of the key of that name, where it is the key that did not fit.
     key: Option<usize>,
 }
 
@@ -269,20 +271,22 @@ impl<P: MacProvider> Engine<P> {
                     Direction::Inbound => self.plan_inbound(now, packet).map(Plan::Verify),
                     Direction::Outbound => self.plan_outbound(now, index, packet).map(Plan::Sign),
                 };
-                plan.unwrap_or_else(|refusal| Plan::Refused(self.refuse(&refusal)))
+                plan.unwrap_or_else(Plan::Refused)
             })
             .collect();
         let macs = self.compute_macs(packets, &plans);
         verdicts.clear();
         for (packet, (plan, mac)) in packets.iter_mut().zip(plans.into_iter().zip(macs)) {
             let committed = match (plan, mac) {
-                (Plan::Refused(reason), _) => Ok(Verdict::Drop(reason)),
+                (Plan::Refused(refusal), _) => Err(refusal),
                 (Plan::Sign(plan), Some(mac)) => self.commit_outbound(now, packet, &plan, &mac),
                 (Plan::Verify(plan), Some(mac)) => self.commit_inbound(now, packet, plan, &mac),
                 // A later packet of the batch took the entry's place in a full table.
                 (Plan::Sign(_) | Plan::Verify(_), None) => Ok(Verdict::Drop(DropReason::TableFull)),
             };
-            verdicts.push(committed.unwrap_or_else(|refusal| Verdict::Drop(self.refuse(&refusal))));
+            verdicts.push(
+                committed.unwrap_or_else(|refusal| Verdict::Drop(self.refuse(now, &refusal))),
+            );
         }
     }
 
@@ -379,6 +383,11 @@ impl<P: MacProvider> Engine<P> {
             })
     }
 
+    /// What computes the MACs.
+    pub fn provider(&self) -> &P {
+        &self.provider
+    }
+
     /// Counters of all peers by name.
     pub fn peer_counters(&self) -> impl Iterator<Item = (&Arc<str>, &PeerCounters)> {
         self.counters.iter()
@@ -444,14 +453,16 @@ impl<P: MacProvider> Engine<P> {
     }
 
     /// Counts a refusal where it belongs.
-    fn refuse(&mut self, refusal: &Refusal) -> DropReason {
+    fn refuse(&mut self, now: Instant, refusal: &Refusal) -> DropReason {
         let Refusal {
             reason,
             peer,
             ref connection,
+            key_id,
             key,
         } = *refusal;
-        self.counters.drops(peer).count(reason);
+        let at = now;
+        self.counters.refuse(peer, Refused { reason, at, key_id });
         let entry = connection.as_ref().and_then(|id| self.table.any(id));
         if let Some(entry) = entry.and_then(|handle| self.table.get_mut(handle)) {
             match reason {

@@ -48,6 +48,7 @@ impl<P: MacProvider> Engine<P> {
             reason,
             peer: Some(peer_index),
             connection: Some(id),
+            key_id: None,
             key: None,
         };
         let policy = self.policy.clone();
@@ -109,6 +110,7 @@ impl<P: MacProvider> Engine<P> {
             reason: DropReason::TableFull,
             peer: Some(plan.peer),
             connection: Some(plan.id),
+            key_id: None,
             key: None,
         };
         set_mac(packet.buf.bytes_mut(), &plan.ao, mac);

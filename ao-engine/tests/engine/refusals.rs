@@ -250,6 +250,19 @@ fn inbound_segments() {
             u64::from(!of_nobody),
             "{name}: counter of the peer"
         );
+        let last = session.host.counters("far").last_refused;
+        let read_so_far = matches!(
+            reason,
+            R::UnknownKeyId | R::MacLength | R::BadMac | R::Checksum
+        );
+        assert_eq!(
+            last.map(|last| (last.reason, last.key_id.is_some())),
+            (!of_nobody).then_some((reason, read_so_far)),
+            "{name}: the last one refused"
+        );
+        if name == "unknown KeyID" {
+            assert_eq!(last.and_then(|last| last.key_id), Some(9));
+        }
         let unmatched = session.host.engine.unmatched_drops();
         assert_eq!(
             unmatched.get(reason),

@@ -164,7 +164,11 @@ fn automatic(obstacle: Option<String>, abilities: &Abilities, now: Circumstances
 }
 
 /// Why the kernel cannot sign for a peer.
-fn obstacle(peer: &PeerSpec, peers: &[PeerSpec], abilities: &Abilities) -> Option<String> {
+pub(crate) fn obstacle(
+    peer: &PeerSpec,
+    peers: &[PeerSpec],
+    abilities: &Abilities,
+) -> Option<String> {
     if !abilities.tcp_ao {
         return Some("this kernel has no TCP-AO (CONFIG_TCP_AO, Linux 6.7 or later)".to_owned());
     }

@@ -26,7 +26,10 @@ impl Protected {
     }
 
     /// Notes what is covered from now on.
-    pub(crate) fn save(state_dir: &Path, peers: &[PeerSpec]) -> io::Result<()> {
+    pub(crate) fn save<'a>(
+        state_dir: &Path,
+        peers: impl IntoIterator<Item = &'a PeerSpec>,
+    ) -> io::Result<()> {
         let line = |peer: &PeerSpec| {
             let (address, length) = (peer.remote.address(), peer.remote.length());
             format!(
@@ -35,7 +38,7 @@ impl Protected {
                 peer.ports.end()
             )
         };
-        let text: String = peers.iter().map(line).collect();
+        let text: String = peers.into_iter().map(line).collect();
         fs::create_dir_all(state_dir)?;
         let fresh = state_dir.join("protected-peers.new");
         let mut file = OpenOptions::new()

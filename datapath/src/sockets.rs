@@ -46,14 +46,9 @@ pub(crate) fn between(local: SocketAddr, remote: SocketAddr) -> String {
     format!("{local} – {remote}")
 }
 
-/// Closes a session that cannot go on: its daemon reconnects, protected.
-pub(crate) fn close(socket: &TcpSocket, was_guarded: bool) {
+/// Closes a session that cannot go on, and says why: its daemon may reconnect.
+pub(crate) fn close(socket: &TcpSocket, why: &str) {
     let session = name(socket);
-    let why = if was_guarded {
-        "its keys are not on record"
-    } else {
-        "it was unprotected"
-    };
     match sock_diag::destroy(socket) {
         Ok(()) => tracing::warn!(%session, "session closed: {why}"),
         Err(error) => {

@@ -65,9 +65,6 @@ pub enum StopError {
 /// Why peers were not changed. The running ones are as they were.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
-    /// More than keys differs.
-    #[error("only keys can change while ao-sidecar runs, restart it for the rest: {}", .0.join(", "))]
-    Differs(Vec<String>),
     /// Two peers or keys contradict each other.
     #[error(transparent)]
     Policy(#[from] PolicyError),

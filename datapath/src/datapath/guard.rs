@@ -22,7 +22,7 @@ pub fn install_guard(settings: &Settings) -> Result<(), StartError> {
     let decisions = guard_decisions(settings)?;
     let ruleset = ruleset(settings, &served(&settings.peers, decisions))?;
     Firewall::probe()?.install_guard(&ruleset)?;
-    note_protected(settings);
+    note_protected(settings, &settings.peers);
     Ok(())
 }
 

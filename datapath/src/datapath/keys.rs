@@ -141,7 +141,7 @@ impl Datapath {
     /// sends one signed acknowledgment, at most one a second. The kernel's sessions wait for
     /// traffic of their own.
     pub fn nudge(&self, peers: &[Arc<str>]) {
-        if let Some(userspace) = &self.running.userspace {
+        if let Some(userspace) = self.running.userspace.get() {
             userspace.nudge(peers);
         }
     }
@@ -234,7 +234,7 @@ impl Running {
 
     fn carrier(&self, backend: Backend) -> Option<&dyn Carrier> {
         match backend {
-            Backend::Userspace => self.userspace.as_ref().map(|it| it as &dyn Carrier),
+            Backend::Userspace => self.userspace.get().map(|it| it as &dyn Carrier),
             Backend::Kernel => self.kernel.get().map(|it| it as &dyn Carrier),
         }
     }

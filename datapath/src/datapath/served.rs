@@ -1,6 +1,6 @@
 //! Peers with who serves them, and what follows from that for each backend.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use ao_engine::policy::{Mkt, Policy, PolicyError};
@@ -24,6 +24,44 @@ pub(super) struct Served {
 }
 
 impl Served {
+    /// A peer that is new; its backend is still to be decided.
+    pub(super) fn undecided(spec: PeerSpec) -> Self {
+        Self {
+            spec,
+            accept_only: Vec::new(),
+            decision: Decision {
+                backend: Backend::Userspace,
+                reason: String::new(),
+            },
+        }
+    }
+
+    /// Whether its sessions are to be found where those of `spec` are.
+    pub(super) fn has_place_of(&self, spec: &PeerSpec) -> bool {
+        let one = (
+            &self.spec.remote,
+            &self.spec.local,
+            &self.spec.interface,
+            &self.spec.vrf,
+        );
+        one == (&spec.remote, &spec.local, &spec.interface, &spec.vrf)
+    }
+
+    /// Whether it is configured as `spec` is, but for keys.
+    pub(super) fn has_settings_of(&self, spec: &PeerSpec) -> bool {
+        let one = (&self.spec.ports, self.spec.ttl_min, self.spec.datapath);
+        self.has_place_of(spec) && one == (&spec.ports, spec.ttl_min, spec.datapath)
+    }
+
+    /// Configures it as `spec` is, but for keys.
+    pub(super) fn take_settings(&mut self, spec: &PeerSpec) {
+        let keys = std::mem::take(&mut self.spec.keys);
+        self.spec = PeerSpec {
+            keys,
+            ..spec.clone()
+        };
+    }
+
     /// Adds a key behind those there are; one that is there already stays where it is.
     pub(super) fn install(&mut self, mkt: &Arc<Mkt>) -> Result<(), KeyError> {
         let keys = &mut self.spec.keys;
@@ -117,14 +155,16 @@ pub(super) fn served(peers: &[PeerSpec], decisions: Vec<Decision>) -> Vec<Served
         .collect()
 }
 
-pub(super) fn backend_of(peers: &[Served], name: &str) -> Backend {
-    let found = peers.iter().find(|peer| &*peer.spec.name == name);
-    found.map_or(Backend::Userspace, |peer| peer.decision.backend)
+/// Who serves each peer, by its name.
+pub(super) fn backends(peers: &[Served]) -> HashMap<Arc<str>, Backend> {
+    let backend = |peer: &Served| (Arc::clone(&peer.spec.name), peer.decision.backend);
+    peers.iter().map(backend).collect()
 }
 
 /// Whether any peer may ever be the userspace backend's.
-pub(super) fn needs_queues(peers: &[PeerSpec]) -> bool {
-    peers.is_empty() || peers.iter().any(|peer| peer.datapath != Choice::Kernel)
+pub(super) fn needs_queues<'a>(peers: impl IntoIterator<Item = &'a PeerSpec>) -> bool {
+    let mut peers = peers.into_iter().peekable();
+    peers.peek().is_none() || peers.any(|peer| peer.datapath != Choice::Kernel)
 }
 
 /// The policy of the userspace engine. The kernel's peers are in it without keys: it serves none
@@ -158,55 +198,6 @@ pub(super) fn kernel_target(
         ours.collect(),
         Arc::clone(links),
     ))
-}
-
-/// What differs between the peers served and those wanted, other than keys.
-pub(super) fn differences(served: &[Served], wanted: &[PeerSpec]) -> Vec<String> {
-    let by_name: HashMap<&str, &Served> =
-        served.iter().map(|peer| (&*peer.spec.name, peer)).collect();
-    let mut differences = Vec::new();
-    for new in wanted {
-        match by_name.get(&*new.name) {
-            None => differences.push(format!("peer {:?} is new", new.name)),
-            Some(Served { spec, .. }) => differences.extend(
-                differing_settings(spec, new)
-                    .map(|setting| format!("peer {:?} has another {setting}", new.name)),
-            ),
-        }
-    }
-    let names: HashSet<&str> = wanted.iter().map(|new| &*new.name).collect();
-    for Served { spec, .. } in served {
-        if !names.contains(&*spec.name) {
-            differences.push(format!("peer {:?} is gone", spec.name));
-        }
-    }
-    differences
-}
-
-fn differing_settings(old: &PeerSpec, new: &PeerSpec) -> impl Iterator<Item = &'static str> {
-    let PeerSpec {
-        name: _,
-        remote,
-        local,
-        ports,
-        interface,
-        vrf,
-        keys: _,
-        algorithms: _,
-        ttl_min,
-        datapath,
-    } = old;
-    [
-        ("address", *remote != new.remote),
-        ("local_address", *local != new.local),
-        ("port", *ports != new.ports),
-        ("interface", *interface != new.interface),
-        ("vrf", *vrf != new.vrf),
-        ("ttl_min", *ttl_min != new.ttl_min),
-        ("datapath", *datapath != new.datapath),
-    ]
-    .into_iter()
-    .filter_map(|(setting, differs)| differs.then_some(setting))
 }
 
 fn same_keys(one: &[Arc<Mkt>], other: &[Arc<Mkt>]) -> bool {

@@ -10,6 +10,7 @@
 //! Everything acts in the network namespace of the calling thread.
 
 mod nft;
+mod part;
 mod ruleset;
 #[cfg(test)]
 mod snapshots;
@@ -18,15 +19,21 @@ mod watcher;
 mod xt;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use ao_sys::links::Links;
 use ao_sys::xtables::Family;
 
+pub use part::Part;
+use part::{Installed, Place, Role};
 pub use ruleset::{Queues, Ruleset};
 pub use watcher::Watcher;
+
+/// For how long counts of drops are told again, before the tools are run for newer ones.
+const COUNTS_LAST: Duration = Duration::from_secs(1);
 
 /// Unsigned segments of one peer that reach the engine, which counts them by session and tells
 /// why they were refused; the rest is dropped and counted in the firewall.
@@ -114,127 +121,6 @@ impl Mechanism {
     }
 }
 
-/// What a set of rules is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    Queue,
-    Guard,
-}
-
-/// A set of rules that the kernel replaces as a whole, up to one x_tables table at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
-    role: Role,
-    place: Place,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    Nft,
-    Xt(Family),
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.place {
-            Place::Nft => "nftables",
-            Place::Xt(Family::V4) => "iptables",
-            Place::Xt(Family::V6) => "ip6tables",
-        })?;
-        f.write_str(match self.role {
-            Role::Queue => " queue rules",
-            Role::Guard => " guard rules",
-        })
-    }
-}
-
-impl Part {
-    fn all(role: Role, mechanism: Mechanism) -> Vec<Self> {
-        match mechanism {
-            Mechanism::Nftables => vec![Place::Nft],
-            Mechanism::Iptables => FAMILIES.map(Place::Xt).to_vec(),
-        }
-        .into_iter()
-        .map(|place| Self { role, place })
-        .collect()
-    }
-
-    /// Whether the rules say anything here.
-    fn concerns(self, ruleset: &Ruleset) -> bool {
-        match self.place {
-            Place::Nft => true,
-            Place::Xt(family) => ruleset.of(family).next().is_some(),
-        }
-    }
-
-    /// Installs the rules in place of those there may be, and returns how they look then.
-    fn install(self, ruleset: &Ruleset) -> Result<String, Error> {
-        match self.place {
-            Place::Nft => nft::install(self.role, ruleset)?,
-            Place::Xt(family) => xt::install(self.role, family, ruleset)?,
-        }
-        if !self.concerns(ruleset) {
-            return Ok(String::new());
-        }
-        let observed = self.observe()?;
-        let undisturbed = match self.place {
-            Place::Nft => !observed.is_empty(),
-            Place::Xt(family) => {
-                xt::observed_rules(self.role, &observed)
-                    == xt::rendered_rules(self.role, family, ruleset)
-            }
-        };
-        if undisturbed {
-            Ok(observed)
-        } else {
-            Err(Error::Disturbed(self))
-        }
-    }
-
-    fn remove(self) -> Result<(), Error> {
-        match self.place {
-            Place::Nft => nft::remove(self.role),
-            Place::Xt(family) => xt::remove(self.role, family),
-        }
-    }
-
-    fn observe(self) -> Result<String, Error> {
-        match self.place {
-            Place::Nft => nft::observe(self.role),
-            Place::Xt(family) => xt::observe(self.role, family),
-        }
-    }
-
-    fn drops(self) -> Result<BTreeMap<&'static str, u64>, Error> {
-        match self.place {
-            Place::Nft => nft::drops(self.role),
-            Place::Xt(family) => xt::drops(self.role, family),
-        }
-    }
-}
-
-/// A part in the kernel as we know it.
-struct Installed {
-    part: Part,
-    ruleset: Arc<Ruleset>,
-    looks: String,
-}
-
-impl Installed {
-    /// Installs the rules again if they are not as they were; whether that was so.
-    fn restore(&self) -> Result<bool, Error> {
-        if self.part.observe()? == self.looks {
-            return Ok(false);
-        }
-        // The same rules look the same: what differs is somebody else's.
-        if self.part.install(&self.ruleset)? != self.looks {
-            return Err(Error::Disturbed(self.part));
-        }
-        tracing::warn!(part = %self.part, "rules were gone or changed; put back");
-        Ok(true)
-    }
-}
-
 #[derive(Default)]
 struct State {
     /// The latest that a whole role has.
@@ -242,13 +128,19 @@ struct State {
     installed: Vec<Installed>,
     /// What was counted by rules that have been replaced since.
     replaced: BTreeMap<&'static str, u64>,
-    restored: u64,
 }
+
+/// Drops as they were counted last, and when.
+type Counted = Option<(Instant, BTreeMap<&'static str, u64>)>;
 
 /// The rules in the kernel.
 pub struct Firewall {
     queue: Mechanism,
     state: Mutex<State>,
+    counted: Mutex<Counted>,
+    restored: AtomicU64,
+    /// Why the last look at the rules left them other than they should be.
+    trouble: Mutex<Option<String>>,
 }
 
 impl Firewall {
@@ -267,6 +159,9 @@ impl Firewall {
         Ok(Self {
             queue,
             state: Mutex::default(),
+            counted: Mutex::default(),
+            restored: AtomicU64::new(0),
+            trouble: Mutex::default(),
         })
     }
 
@@ -303,6 +198,34 @@ impl Firewall {
                 other => other,
             })?;
         take_away(Role::Guard, self.queue)
+    }
+
+    /// Replaces what [`install`](Self::install) has installed: both roles or none. Packets that wait
+    /// in a queue stay there if nobody has touched the rules.
+    ///
+    /// # Errors
+    /// When a tool is missing or refuses; the earlier rules are back in place then, unless the log
+    /// says otherwise.
+    pub fn replace(&self, ruleset: &Ruleset) -> Result<(), Error> {
+        let ruleset = Arc::new(ruleset.clone().with_vrfs(Links::read()?.vrfs()));
+        let mut state = self.state();
+        let former = state.ruleset.clone();
+        if former.as_ref() == Some(&ruleset) {
+            return Ok(());
+        }
+        let roles = [(Role::Guard, self.guard()), (Role::Queue, self.queue)];
+        let put = |state: &mut State, ruleset: &Arc<Ruleset>| {
+            let mut roles = roles.into_iter();
+            roles.try_for_each(|(role, mechanism)| state.put(role, mechanism, ruleset))
+        };
+        put(&mut state, &ruleset).inspect_err(|_| {
+            if let Some(former) = &former
+                && let Err(error) = put(&mut state, former)
+            {
+                tracing::error!(%error, "the earlier rules are not all back in place");
+            }
+            state.ruleset = former;
+        })
     }
 
     /// Whether guard rules of any peers are in place, of this process or an earlier one.
@@ -367,18 +290,43 @@ impl Firewall {
     /// # Errors
     /// When a tool is missing.
     pub fn drops(&self) -> Result<BTreeMap<&'static str, u64>, Error> {
-        let state = self.state();
-        let mut drops = state.replaced.clone();
-        for installed in &state.installed {
-            add(&mut drops, installed.part.drops()?);
+        self.state().drops()
+    }
+
+    /// The same as it was at most a second ago, or before the change of rules that is under way.
+    ///
+    /// # Errors
+    /// When a tool is missing.
+    pub fn recent_drops(&self) -> Result<BTreeMap<&'static str, u64>, Error> {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((when, drops)) = &*counted
+            && when.elapsed() < COUNTS_LAST
+        {
+            return Ok(drops.clone());
         }
+        let drops = match self.state.try_lock() {
+            Ok(state) => state.drops()?,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().drops()?,
+            Err(TryLockError::WouldBlock) => {
+                let last = counted.as_ref().map(|(_, drops)| drops.clone());
+                return Ok(last.unwrap_or_default());
+            }
+        };
+        *counted = Some((Instant::now(), drops.clone()));
         Ok(drops)
     }
 
     /// Times rules had to be put back.
     #[must_use]
     pub fn restored(&self) -> u64 {
-        self.state().restored
+        self.restored.load(Ordering::Relaxed)
+    }
+
+    /// Why the rules are not as they should be, as far as was seen at the last look.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Compares what is in the kernel with what was installed and puts back what differs;
@@ -387,7 +335,7 @@ impl Firewall {
     /// # Errors
     /// When a tool is missing or refuses.
     pub fn restore(&self) -> Result<Vec<Part>, Error> {
-        let mut state = self.state();
+        let state = self.state();
         let mut restored = Vec::new();
         let mut outcome = Ok(());
         for installed in &state.installed {
@@ -398,7 +346,11 @@ impl Firewall {
                 Err(error) => outcome = Err(error),
             }
         }
-        state.restored += restored.len() as u64;
+        drop(state);
+        self.restored
+            .fetch_add(restored.len() as u64, Ordering::Relaxed);
+        let trouble = outcome.as_ref().err().map(Error::to_string);
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
         outcome.map(|()| restored)
     }
 
@@ -450,20 +402,31 @@ impl State {
         ruleset: &Arc<Ruleset>,
     ) -> Result<(), Error> {
         for part in Part::all(role, mechanism) {
+            let known = self.installed.iter().position(|known| known.part == part);
+            let known = known.and_then(|place| self.installed.get_mut(place));
+            let updated = known.as_ref().and_then(|known| known.update(ruleset));
+            if let (Some(known), Some(updated)) = (known, updated) {
+                *known = updated;
+                continue;
+            }
             let drops = part.drops()?;
-            let looks = part.install(ruleset)?;
+            let installed = part.install(ruleset)?;
             add(&mut self.replaced, drops);
             self.installed.retain(|known| known.part != part);
-            if part.concerns(ruleset) {
-                self.installed.push(Installed {
-                    part,
-                    ruleset: Arc::clone(ruleset),
-                    looks,
-                });
+            if installed.has_rules() {
+                self.installed.push(installed);
             }
         }
         self.ruleset = Some(Arc::clone(ruleset));
         Ok(())
+    }
+
+    fn drops(&self) -> Result<BTreeMap<&'static str, u64>, Error> {
+        let mut drops = self.replaced.clone();
+        for installed in &self.installed {
+            add(&mut drops, installed.part.drops()?);
+        }
+        Ok(drops)
     }
 
     fn forget(&mut self, role: Role) {

@@ -1,6 +1,6 @@
 //! The rules as nftables tables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 use std::net::IpAddr;
 
@@ -56,6 +56,25 @@ pub(super) fn install(role: Role, ruleset: &Ruleset) -> Result<(), Error> {
     NFT.run(&["-f", "-"], &render(role, ruleset)).map(drop)
 }
 
+/// Changes the rules of a table that has those of `former`, in one transaction. The hooks stay: when
+/// one goes, the kernel drops what waits in any queue. So do the counters.
+pub(super) fn update(role: Role, former: &Ruleset, ruleset: &Ruleset) -> Result<(), Error> {
+    NFT.run(&["-f", "-"], &update_script(role, former, ruleset))
+        .map(drop)
+}
+
+fn update_script(role: Role, former: &Ruleset, ruleset: &Ruleset) -> String {
+    let table = table(role);
+    let (former, wanted) = (chains(role, former), chains(role, ruleset));
+    let stay: HashSet<&str> = wanted.names().collect();
+    let mut script = format!("flush table inet {table}\n");
+    for stale in former.names().filter(|name| !stay.contains(name)) {
+        let _ = writeln!(script, "delete chain inet {table} {stale}");
+    }
+    describe(&mut script, role, wanted);
+    script
+}
+
 /// Removes the table if it is there.
 pub(super) fn remove(role: Role) -> Result<(), Error> {
     let table = table(role);
@@ -67,8 +86,17 @@ pub(super) fn remove(role: Role) -> Result<(), Error> {
 pub(super) fn observe(role: Role) -> Result<String, Error> {
     match NFT.run(&["-s", "list", "table", "inet", table(role)], "") {
         Err(Error::Tool { .. }) => Ok(String::new()),
-        other => other,
+        other => Ok(sorted(&other?)),
     }
+}
+
+/// A listing with its chains in the order of their names: the kernel has them in that of their age.
+fn sorted(listing: &str) -> String {
+    let mut parts: Vec<&str> = listing.split_inclusive("\n\t}\n").map(str::trim).collect();
+    if let Some(rest) = parts.get_mut(1..) {
+        rest.sort_unstable();
+    }
+    parts.join("\n")
 }
 
 /// Packets dropped, by name; nothing when the table is missing.
@@ -98,18 +126,28 @@ fn parse_counters(json: &str) -> BTreeMap<&'static str, u64> {
 
 /// The script that replaces the table by one with these rules.
 pub(super) fn render(role: Role, ruleset: &Ruleset) -> String {
+    let table = table(role);
+    let mut script = format!("add table inet {table}\ndelete table inet {table}\n");
+    describe(&mut script, role, chains(role, ruleset));
+    script
+}
+
+fn chains(role: Role, ruleset: &Ruleset) -> Chains {
     let mut chains = Chains::default();
     match role {
         Role::Queue => queue_chains(&mut chains, ruleset),
         Role::Guard => guard_chains(&mut chains, ruleset),
     }
-    let table = table(role);
+    chains
+}
+
+/// Adds to a script what is to be in the table.
+fn describe(script: &mut String, role: Role, chains: Chains) {
     let counters: &[&str] = match role {
         Role::Queue => &["fragment", "ttl", "unsigned"],
         Role::Guard => &["fragment", "guard", "guard_unverified"],
     };
-    let mut script =
-        format!("add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n");
+    let _ = writeln!(script, "table inet {} {{", table(role));
     for counter in counters {
         let _ = writeln!(script, "\tcounter {counter} {{ }}");
     }
@@ -121,7 +159,6 @@ pub(super) fn render(role: Role, ruleset: &Ruleset) -> String {
         );
     }
     script.push_str("}\n");
-    script
 }
 
 #[derive(Default)]
@@ -132,6 +169,10 @@ struct Chains {
 impl Chains {
     fn add(&mut self, name: impl Into<String>, rules: Vec<String>) {
         self.list.push((name.into(), rules));
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.list.iter().map(|(name, _)| name.as_str())
     }
 }
 

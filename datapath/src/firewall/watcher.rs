@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -18,19 +18,24 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{Error, Firewall, Place, nft, xt};
+use super::part::Place;
+use super::{Error, Firewall, nft, xt};
 use crate::abort::AbortOnPanic;
 
 /// Between two looks at the outlines, in milliseconds: rules must be back within a second.
 const LOOK_EVERY: u16 = 400;
 /// Between two checks of everything.
 const CHECK_EVERY: Duration = Duration::from_secs(60);
+/// What a round takes at most, with thousands of peers on a busy host.
+const LONGEST_ROUND: Duration = Duration::from_secs(20);
 /// Between two reports of the same failure.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// A thread that watches over the rules of a [`Firewall`] until it is dropped.
 pub struct Watcher {
     stop: Arc<EventFd>,
+    /// When the last round began.
+    beat: Arc<Mutex<Instant>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -48,8 +53,10 @@ impl Watcher {
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
                 .map_err(io::Error::from)?,
         );
+        let beat = Arc::new(Mutex::new(Instant::now()));
         let mut watch = Watch {
             stop: Arc::clone(&stop),
+            beat: Arc::clone(&beat),
             nft: NftMonitor::new()?,
             links: LinkMonitor::new()?,
             tables: Tables::open()?,
@@ -68,8 +75,16 @@ impl Watcher {
             })?;
         Ok(Self {
             stop,
+            beat,
             thread: Some(thread),
         })
+    }
+
+    /// Whether it has done a round lately. One takes as long as the tools do.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        let beat = *self.beat.lock().unwrap_or_else(PoisonError::into_inner);
+        beat.elapsed() < LONGEST_ROUND
     }
 }
 
@@ -85,6 +100,7 @@ impl Drop for Watcher {
 
 struct Watch {
     stop: Arc<EventFd>,
+    beat: Arc<Mutex<Instant>>,
     nft: NftMonitor,
     links: LinkMonitor,
     tables: Tables,
@@ -102,6 +118,7 @@ struct Watch {
 impl Watch {
     fn run(&mut self, on_links: &dyn Fn(&Arc<Links>)) {
         loop {
+            *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             match self.step(on_links) {
                 Ok(true) => return,
                 Ok(false) => {}

@@ -147,6 +147,13 @@ impl Kernel {
         }
     }
 
+    /// Whether the thread that compares sockets with what they should have is alive.
+    pub(crate) fn is_alive(&self) -> bool {
+        let threads = self.threads();
+        let reconciler = threads.reconciler.as_ref();
+        reconciler.is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Whether a daemon is registered.
     pub(crate) fn has_daemon(&self) -> bool {
         !self.shared.registry.daemons().is_empty()
@@ -188,8 +195,12 @@ impl Kernel {
         if !self.shared.able {
             return Vec::new();
         }
-        let mut opener = self.shared.opener();
-        sessions::report(&self.shared.target(), &Concerned::All, &mut opener)
+        let target = self.shared.target();
+        // A round has it for as long as it takes: then the sockets are looked for anew.
+        match self.shared.opener.try_lock() {
+            Ok(mut opener) => sessions::report(&target, &Concerned::All, &mut opener),
+            Err(_) => sessions::report(&target, &Concerned::All, &mut Opener::default()),
+        }
     }
 
     /// The backend as a whole.

@@ -14,7 +14,7 @@ use crate::sockets::connection_between;
 
 /// Peers, those of them that are the kernel's, and the devices they refer to. Never changed in
 /// place.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Target {
     /// All peers: the one that is preferred may be the other backend's.
     pub(super) policy: Arc<Policy>,

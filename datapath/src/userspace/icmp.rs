@@ -85,6 +85,11 @@ impl IcmpWorker {
         some.into_iter().collect()
     }
 
+    pub(super) fn is_alive(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     pub(super) fn stop(&self) {
         // The counter of an eventfd that only this writes cannot overflow.
         let _ = self.wake.write(1);

@@ -148,7 +148,7 @@ impl Userspace {
     pub(crate) fn adapt(&self, links: &Arc<Links>, policy: &Arc<Policy>) -> Result<(), KeyError> {
         self.shared.set_links(Arc::clone(links));
         *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(policy);
-        let adapted = ask(&self.workers, |reply| {
+        let adapted = ask(&self.workers, PATIENCE, |reply| {
             Command::Adapt(Arc::clone(links), Arc::clone(policy), reply)
         });
         match adapted.len() == self.workers.len() {
@@ -157,9 +157,25 @@ impl Userspace {
         }
     }
 
-    /// Whether all workers answer.
-    pub(crate) fn answers(&self) -> bool {
-        worker_reports(&self.workers).len() == self.workers.len()
+    /// Waits until what is in the queues now has been served.
+    pub(crate) fn settle(&self) {
+        ask(&self.workers, PATIENCE, Command::Settle);
+    }
+
+    /// Whether all threads are alive and the workers answer in time; who does not.
+    pub(crate) fn check(&self, patience: Duration) -> Result<(), String> {
+        let answered = ask(&self.workers, patience, Command::Settle).len();
+        if answered < self.workers.len() {
+            let silent = self.workers.len() - answered;
+            return Err(format!(
+                "{silent} of {} workers of the userspace backend do not answer",
+                self.workers.len()
+            ));
+        }
+        match self.icmp.is_alive() {
+            true => Ok(()),
+            false => Err("the thread of the ICMP queue has ended".to_owned()),
+        }
     }
 
     /// Lets quiet sessions of these peers send a signed acknowledgment.
@@ -259,7 +275,7 @@ impl Carrier for Userspace {
         // Before the workers are asked: what one takes up meanwhile is told twice rather than not.
         let restored = self.shared.restored.sessions(&self.policy(), &links);
         let wanted: Arc<HashSet<Arc<str>>> = Arc::new(peers.iter().cloned().collect());
-        let answers = ask(&self.workers, |reply| {
+        let answers = ask(&self.workers, PATIENCE, |reply| {
             Command::Observe(Arc::clone(&wanted), reply)
         });
         if answers.len() < self.workers.len() {
@@ -279,11 +295,15 @@ impl Carrier for Userspace {
 
 /// The reports of the workers that answer in time.
 fn worker_reports(workers: &[Arc<Handle>]) -> Vec<(&Handle, WorkerReport)> {
-    ask(workers, Command::Report)
+    ask(workers, PATIENCE, Command::Report)
 }
 
 /// Gives each worker a command, and collects the answers that come in time.
-fn ask<T>(workers: &[Arc<Handle>], command: impl Fn(Sender<T>) -> Command) -> Vec<(&Handle, T)> {
+fn ask<T>(
+    workers: &[Arc<Handle>],
+    patience: Duration,
+    command: impl Fn(Sender<T>) -> Command,
+) -> Vec<(&Handle, T)> {
     let asked: Vec<_> = workers
         .iter()
         .map(|worker| {
@@ -292,7 +312,7 @@ fn ask<T>(workers: &[Arc<Handle>], command: impl Fn(Sender<T>) -> Command) -> Ve
             (worker.as_ref(), answer)
         })
         .collect();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     let left = || deadline.saturating_duration_since(Instant::now());
     asked
         .into_iter()

@@ -117,6 +117,8 @@ pub(super) enum Command {
     Observe(Arc<HashSet<Arc<str>>>, Sender<Vec<ConnectionReport>>),
     /// Quiet sessions of some peers are to send a signed acknowledgment.
     Nudge(Arc<HashSet<Arc<str>>>),
+    /// Answered when what waits in the queue has been served.
+    Settle(Sender<()>),
     Icmp(IcmpQuestion),
     Remove(ConnectionId),
     Stop,
@@ -230,7 +232,7 @@ impl Worker {
                     if matches!(command, Command::Stop) {
                         return;
                     }
-                    self.obey(command);
+                    self.obey(command, &mut buffers);
                 }
             }
             if queued {
@@ -246,7 +248,7 @@ impl Worker {
         }
     }
 
-    fn obey(&mut self, command: Command) {
+    fn obey(&mut self, command: Command, buffers: &mut Buffers) {
         match command {
             // Whoever asked may have lost patience, here and below.
             Command::Report(reply) => {
@@ -269,6 +271,10 @@ impl Worker {
                 let now = self.shared.now();
                 self.engine.nudge(now, |peer| peers.contains(&peer.name));
                 self.send_outbox();
+            }
+            Command::Settle(reply) => {
+                self.serve(buffers);
+                let _ = reply.send(());
             }
             Command::Icmp(question) => self.answer_icmp(question),
             Command::Remove(connection) => {

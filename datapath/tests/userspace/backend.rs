@@ -9,8 +9,8 @@ use std::time::Duration;
 use ao_engine::crypto::Algorithm;
 use ao_engine::policy::Prefix;
 use datapath::report::{Report, SessionState};
-use datapath::settings::{OnExit, PeerSpec, Settings, Strip};
-use datapath::{Datapath, ReloadError, StartError};
+use datapath::settings::{OnExit, Settings, Strip};
+use datapath::{Datapath, StartError};
 
 use crate::support::{Namespace, PORT, echo, give_up_in_time, pattern, settings};
 
@@ -373,46 +373,5 @@ fn a_second_backend_is_refused_and_changes_nothing() {
         error.to_string().contains("in use by another sidecar"),
         "{error}"
     );
-    one.stop();
-}
-
-#[test]
-fn keys_are_replaced_for_all_peers_or_none() {
-    let (mut one, _two) = ends(Algorithm::HmacSha1_96, Strip::Never, false);
-    one.start();
-    let peers = one.settings().peers;
-    let set_keys =
-        |one: &mut End, peers: Vec<PeerSpec>| one.ask(move |datapath| datapath.set_keys(&peers));
-    let refusal = |one: &mut End, peers| set_keys(one, peers).unwrap_err().to_string();
-    assert_eq!(set_keys(&mut one, peers.clone()).unwrap(), 0);
-
-    let mut renamed = peers.clone();
-    renamed[0].name = "other".into();
-    assert_eq!(
-        refusal(&mut one, renamed),
-        "only keys can change while ao-sidecar runs, restart it for the rest: \
-         peer \"other\" is new, peer \"peer\" is gone"
-    );
-    let mut elsewhere = peers.clone();
-    elsewhere[0].ports = 1..=2;
-    elsewhere[0].ttl_min = 255;
-    assert!(
-        refusal(&mut one, elsewhere)
-            .ends_with("peer \"peer\" has another port, peer \"peer\" has another ttl_min")
-    );
-    let mut twice = peers.clone();
-    let key = twice[0].keys[0].clone();
-    twice[0].keys.push(key);
-    let error = set_keys(&mut one, twice).unwrap_err();
-    assert!(matches!(error, ReloadError::Policy(_)), "{error}");
-
-    // Whoever gives no keys leaves the peer those it has.
-    let mut without = peers.clone();
-    without[0].keys.clear();
-    assert_eq!(set_keys(&mut one, without).unwrap(), 0);
-    let mut other = peers.clone();
-    other[0].keys = vec![crate::rollover::key(6)];
-    assert_eq!(set_keys(&mut one, other).unwrap(), 1);
-    assert_eq!(set_keys(&mut one, peers).unwrap(), 1);
     one.stop();
 }

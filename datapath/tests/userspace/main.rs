@@ -8,5 +8,6 @@
 
 mod backend;
 mod kernel;
+mod reconfigure;
 mod rollover;
 mod support;

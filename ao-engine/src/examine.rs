@@ -147,6 +147,33 @@ pub fn examine(packet: &[u8], sender: Sender, keys: Keys<'_>) -> Examined {
     .examine(keys)
 }
 
+/// Whether the packet of a SYN or SYN-ACK verifies with the key that its KeyID names. Costs one MAC
+/// at most.
+#[must_use]
+pub fn verifies(packet: &[u8], sender: Sender, keys: &[Arc<Mkt>]) -> bool {
+    let segment = Segment::parse(packet)
+        .ok()
+        .filter(|segment| segment.flags.syn());
+    let signed = segment.and_then(|segment| {
+        let options = summarize_options(packet, &segment).ok()?;
+        Some(Signed {
+            packet,
+            segment,
+            ao: options.ao?,
+            sender,
+        })
+    });
+    signed.is_some_and(|signed| {
+        let mut named = keys
+            .iter()
+            .filter(|key| signed.id_of(key) == signed.ao.key_id)
+            .filter(|key| key.algorithm.mac_len() == signed.ao.mac_len());
+        named
+            .next()
+            .is_some_and(|key| signed.verifies(key, Manner::of(key)))
+    })
+}
+
 /// A SYN or SYN-ACK with TCP-AO.
 struct Signed<'p> {
     packet: &'p [u8],

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable, Parseable,
+    NetlinkSerializable, NlaBuffer, NlasIterator, Parseable,
 };
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netlink_packet_sock_diag::inet::{
@@ -22,6 +22,8 @@ pub use self::md5::{Md5Key, md5_keys};
 
 /// Octets of `struct inet_diag_msg`, which precedes the attributes of a socket.
 const INET_DIAG_MSG: usize = 72;
+/// INET_DIAG_SKV6ONLY of linux/inet_diag.h.
+const INET_DIAG_SKV6ONLY: u16 = 11;
 
 /// State of a TCP socket, as in include/net/tcp_states.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +99,8 @@ pub struct TcpSocket {
     pub uid: u32,
     /// Names the socket for as long as the machine is up (SO_COOKIE).
     pub cookie: u64,
+    /// Whether it is an IPv6 listener that takes no IPv4 connections.
+    pub ipv6_only: bool,
     family: u8,
     id: SocketId,
 }
@@ -201,7 +205,8 @@ where
     bytes
 }
 
-/// Reads no attributes: one that may be there holds TCP-MD5 keys, and no copy of it is to be left.
+/// Leaves the attributes where they are: one that may be there holds TCP-MD5 keys, and no copy of it
+/// is to be left.
 fn parse(message: &[u8]) -> Option<TcpSocket> {
     let header = netlink::payload(message).get(..INET_DIAG_MSG)?;
     let InetResponseHeader {
@@ -221,9 +226,23 @@ fn parse(message: &[u8]) -> Option<TcpSocket> {
         uid,
         // Two halves of 32 bits, low one first, each in the byte order of the machine.
         cookie: u64::from_ne_bytes(id.cookie),
+        ipv6_only: ipv6_only(message),
         family,
         id,
     })
+}
+
+/// The kernel says so of listeners.
+fn ipv6_only(message: &[u8]) -> bool {
+    attributes(message).any(|attribute| {
+        attribute.kind() == INET_DIAG_SKV6ONLY && attribute.value().first() == Some(&1)
+    })
+}
+
+/// What follows the fixed part of a message.
+fn attributes(message: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
+    let attributes = netlink::payload(message).get(INET_DIAG_MSG..);
+    NlasIterator::new(attributes.unwrap_or_default()).map_while(Result::ok)
 }
 
 /// IPv4 connections of IPv6 sockets show mapped addresses.
@@ -234,8 +253,10 @@ fn unmapped(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv6Addr, TcpListener, TcpStream};
+    use std::os::fd::AsFd;
 
     use super::*;
+    use crate::socket;
 
     fn find(sockets: &[TcpSocket], local: SocketAddr) -> Vec<&TcpSocket> {
         sockets
@@ -282,6 +303,24 @@ mod tests {
             .collect();
         assert_eq!(accepted.len(), 1);
         assert_eq!(accepted[0].local, SocketAddr::from(([127, 0, 0, 1], port)));
+    }
+
+    #[test]
+    fn a_listener_tells_whether_it_takes_ipv4() {
+        let both = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+        let only = socket::open(libc::AF_INET6, libc::SOCK_STREAM, 0).unwrap();
+        socket::set(only.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1).unwrap();
+        let only = {
+            let listening = nix::sys::socket::listen(&only, nix::sys::socket::Backlog::MAXCONN);
+            listening.unwrap();
+            TcpListener::from(only)
+        };
+        let all = tcp_sockets(Filter::All).unwrap();
+        for (listener, expected) in [(both, false), (only, true)] {
+            let port = listener.local_addr().unwrap().port();
+            let found = all.iter().find(|socket| socket.local.port() == port);
+            assert_eq!(found.unwrap().ipv6_only, expected);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ao_engine::crypto::{Algorithm, MasterKey};
-use ao_engine::examine::{Examined, Hint, Keys, MAX_OTHER_KEYS, Sender, examine};
+use ao_engine::examine::{Examined, Hint, Keys, MAX_OTHER_KEYS, Sender, examine, verifies};
 use ao_engine::policy::Mkt;
 use ao_engine::reason::DropReason;
 use proptest::prelude::*;
@@ -284,7 +284,10 @@ proptest! {
         let sent_with = altered(&secret, |key| (key.algorithm, key.include_options) = theirs);
         let key_id = if same_id { 2 } else { 77 };
         let packet = signed(&segment, &sent_with, (key_id, 1));
-        let found = from_far_end(&packet, &[mine]);
+        let active = [mine];
+        let found = from_far_end(&packet, &active);
+        let verified = matches!(found, Examined::Verified { .. });
+        prop_assert_eq!(verifies(&packet, Sender::FarEnd, &active), verified);
 
         let (algorithm, include_options) = theirs;
         let ids = (key_id, 1);

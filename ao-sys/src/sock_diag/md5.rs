@@ -3,12 +3,10 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netlink_packet_core::NlasIterator;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, StateFlags};
 
-use super::{INET_DIAG_MSG, TcpSocket, dump, parse};
-use crate::netlink;
+use super::{TcpSocket, attributes, dump, parse};
 
 /// INET_DIAG_MD5SIG of linux/inet_diag.h.
 const INET_DIAG_MD5SIG: u16 = 18;
@@ -43,12 +41,7 @@ pub fn md5_keys() -> io::Result<Vec<Md5Key>> {
 }
 
 fn keys_of(message: &[u8], found: &mut Vec<Md5Key>) {
-    let attributes = netlink::payload(message)
-        .get(INET_DIAG_MSG..)
-        .unwrap_or_default();
-    let keys = NlasIterator::new(attributes)
-        .map_while(Result::ok)
-        .filter(|attribute| attribute.kind() == INET_DIAG_MD5SIG);
+    let keys = attributes(message).filter(|attribute| attribute.kind() == INET_DIAG_MD5SIG);
     for attribute in keys {
         let Some(socket) = parse(message) else {
             return;

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ao_engine::policy::Mkt;
+use ao_sys::route;
 
 use super::Datapath;
-use crate::evidence::{self, Evidence, LocalFacts};
+use super::served::Served;
+use crate::evidence::{self, Evidence, LocalFacts, Question};
+use crate::policy;
 use crate::settings::PeerSpec;
 
 impl Datapath {
@@ -29,8 +32,23 @@ impl Datapath {
         stop_when_all: bool,
         go_on: &dyn Fn() -> bool,
     ) -> io::Result<Evidence> {
-        let _ = (peers, extra, at_most, stop_when_all, go_on());
-        Ok(Evidence::default())
+        let (served, links) = {
+            let state = self.running.state();
+            (state.peers.clone(), Arc::clone(&state.links))
+        };
+        // Of both backends: the kernel's peers are examined with their keys, too.
+        let policy = policy::resolve_keyed(served.iter().map(Served::keyed), &links)
+            .map_err(io::Error::other)?;
+        let mut addresses = route::addresses()?;
+        addresses.extend(served.iter().filter_map(|peer| peer.spec.local));
+        let question = Question {
+            policy: Arc::new(policy),
+            links,
+            asked: peers,
+            extra,
+            addresses,
+        };
+        evidence::listen(question, at_most, stop_when_all, go_on)
     }
 
     /// What the kernel of this host knows of these peers, read now, in the calling thread's network
@@ -39,11 +57,8 @@ impl Datapath {
     /// # Errors
     /// When devices or sockets cannot be listed.
     pub fn local(&self, peers: &[Arc<str>]) -> io::Result<LocalFacts> {
-        let state = self.running.state();
-        let served = state.peers.iter().map(|served| &served.spec);
-        let asked = served.filter(|spec| peers.contains(&spec.name));
-        let specs: Vec<PeerSpec> = asked.cloned().collect();
-        drop(state);
-        evidence::local(&specs)
+        let served = self.running.state().peers.clone();
+        let all: Vec<PeerSpec> = served.into_iter().map(|peer| peer.spec).collect();
+        evidence::local(&all, peers)
     }
 }

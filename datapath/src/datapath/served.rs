@@ -135,7 +135,7 @@ impl Served {
             .ok_or(KeyError::UnknownKey(send_id))
     }
 
-    fn keyed(&self) -> Keyed<'_> {
+    pub(super) fn keyed(&self) -> Keyed<'_> {
         Keyed {
             spec: &self.spec,
             keys: &self.spec.keys,

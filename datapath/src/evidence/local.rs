@@ -1,13 +1,21 @@
 //! What the kernel of this host knows of peers.
 
+use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 
-use ao_engine::policy::Prefix;
-use ao_sys::sock_diag::TcpState;
+use ao_engine::policy::{Policy, Prefix};
+use ao_sys::links::Links;
+use ao_sys::process::{self, Holder};
+use ao_sys::sock_diag::{self, Filter, TcpSocket, TcpState};
+use ao_sys::{capabilities, clock, probe, route};
 
+use crate::policy;
 use crate::settings::PeerSpec;
+use crate::sockets::connection_of;
 
 /// What concerns this host and its peers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,12 +104,211 @@ pub struct Route {
     pub source: Option<IpAddr>,
 }
 
-/// Reads what concerns these peers, in the calling thread's network namespace. Takes some
-/// milliseconds.
+/// Reads what concerns those of these peers that are asked about, in the calling thread's network
+/// namespace. Takes some milliseconds.
 ///
 /// # Errors
 /// When devices or sockets cannot be listed.
-pub fn local(peers: &[PeerSpec]) -> io::Result<LocalFacts> {
-    let _ = peers;
-    Ok(LocalFacts::default())
+pub fn local(peers: &[PeerSpec], asked: &[Arc<str>]) -> io::Result<LocalFacts> {
+    let links = Links::read()?;
+    let policy = policy::resolve(peers, &links).map_err(io::Error::other)?;
+    let sockets = Sockets::read()?;
+    let host = Host {
+        links: &links,
+        policy: &policy,
+        sockets: &sockets,
+        listeners_serve_vrfs: sysctl_is_set("net/ipv4/tcp_l3mdev_accept"),
+    };
+    let asked: HashSet<&str> = asked.iter().map(|name| &**name).collect();
+    let asked = peers.iter().filter(|peer| asked.contains(&*peer.name));
+    Ok(LocalFacts {
+        peers: asked.map(|peer| host.facts_of(peer)).collect(),
+        clock_synchronised: clock::is_synchronised().ok(),
+        kernel_tcp_ao: probe::kernel_has_tcp_ao()?,
+        net_admin: capabilities::have_net_admin(),
+        net_raw: capabilities::have_net_raw(),
+        sys_ptrace: capabilities::have_sys_ptrace(),
+    })
+}
+
+/// The TCP sockets of this host, with the programs that hold them.
+struct Sockets {
+    all: Vec<TcpSocket>,
+    md5_keys: Vec<sock_diag::Md5Key>,
+    holders: HashMap<u32, Holder>,
+}
+
+impl Sockets {
+    fn read() -> io::Result<Self> {
+        let mut all = sock_diag::tcp_sockets(Filter::All)?;
+        all.retain(|socket| socket.state != TcpState::TimeWait);
+        let inodes = all.iter().map(|socket| socket.inode);
+        let inodes: HashSet<u32> = inodes.filter(|inode| *inode != 0).collect();
+        Ok(Self {
+            all,
+            md5_keys: sock_diag::md5_keys()?,
+            holders: process::holders(&inodes, &[])?,
+        })
+    }
+
+    fn pid(&self, socket: &TcpSocket) -> Option<u32> {
+        self.holders.get(&socket.inode).map(|holder| holder.pid)
+    }
+
+    fn program(&self, socket: &TcpSocket) -> Option<String> {
+        process::name(self.pid(socket)?)
+    }
+}
+
+/// What there is to look at.
+struct Host<'a> {
+    links: &'a Links,
+    policy: &'a Policy,
+    sockets: &'a Sockets,
+    /// Whether a listener bound to no device takes connections in VRFs.
+    listeners_serve_vrfs: bool,
+}
+
+impl Host<'_> {
+    fn facts_of(&self, peer: &PeerSpec) -> PeerLocal {
+        PeerLocal {
+            peer: Arc::clone(&peer.name),
+            listeners: self.listeners(peer),
+            md5_keys: self.md5_keys(peer),
+            sockets: self.connections(peer),
+            route: peer.remote.is_host().then(|| self.route(peer)),
+        }
+    }
+
+    fn listeners(&self, peer: &PeerSpec) -> Vec<Listener> {
+        let listening = self.sockets.all.iter().filter(|socket| {
+            socket.state == TcpState::Listen
+                && peer.ports.contains(&socket.local.port())
+                && self.reachable_at(peer, socket)
+                && self.reachable_by(peer, socket.interface)
+        });
+        let listener = |socket: &TcpSocket| Listener {
+            address: socket.local,
+            interface: self.name_of(socket.interface),
+            program: self.sockets.program(socket),
+            pid: self.sockets.pid(socket),
+        };
+        listening.map(listener).collect()
+    }
+
+    /// Whether a listener's address is one that the peer may connect to.
+    fn reachable_at(&self, peer: &PeerSpec, socket: &TcpSocket) -> bool {
+        let (far, near) = (peer.remote.address(), socket.local.ip());
+        if near.is_unspecified() {
+            return far.is_ipv4() == near.is_ipv4() || (far.is_ipv4() && !socket.ipv6_only);
+        }
+        far.is_ipv4() == near.is_ipv4() && peer.local.is_none_or(|local| local == near)
+    }
+
+    /// Whether a listener bound to this device, or to none, takes connections of the peer.
+    fn reachable_by(&self, peer: &PeerSpec, bound: u32) -> bool {
+        match &peer.vrf {
+            None => true,
+            Some(_) if bound == 0 => self.listeners_serve_vrfs,
+            Some(vrf) => self.links.index_of(vrf) == Some(self.links.domain_of(bound)),
+        }
+    }
+
+    fn md5_keys(&self, peer: &PeerSpec) -> Vec<Md5Key> {
+        let key = |key: &sock_diag::Md5Key| {
+            let remote = network(key.remote, key.prefix)?;
+            let overlaps =
+                remote.contains(peer.remote.address()) || peer.remote.contains(remote.address());
+            overlaps.then(|| Md5Key {
+                remote,
+                socket: key.socket.local,
+                state: key.socket.state,
+                program: self.sockets.program(&key.socket),
+            })
+        };
+        self.sockets.md5_keys.iter().filter_map(key).collect()
+    }
+
+    fn connections(&self, peer: &PeerSpec) -> Vec<Socket> {
+        let of_peer = self.sockets.all.iter().filter(|socket| {
+            let connection = connection_of(socket, self.links);
+            let found = self.policy.find(&connection);
+            !matches!(socket.state, TcpState::Listen | TcpState::Closed)
+                && found
+                    .and_then(|place| self.policy.peers().get(place))
+                    .is_some_and(|found| found.name == peer.name)
+        });
+        let socket = |socket: &TcpSocket| Socket {
+            local: socket.local,
+            remote: socket.remote,
+            state: socket.state,
+            program: self.sockets.program(socket),
+        };
+        of_peer.map(socket).collect()
+    }
+
+    fn route(&self, peer: &PeerSpec) -> Result<Route, String> {
+        let device = match (&peer.interface, &peer.vrf) {
+            (Some(name), _) | (None, Some(name)) => self
+                .links
+                .index_of(name)
+                .ok_or_else(|| format!("there is no device {name}"))?,
+            (None, None) => 0,
+        };
+        let far = peer.remote.address();
+        let way = route::find(far, device).map_err(|error| error.to_string())?;
+        let link = self.links.get(way.interface);
+        let device_mtu = link.map_or(0, |link| link.mtu);
+        Ok(Route {
+            device: link.map_or_else(String::new, |link| link.name.clone()),
+            device_mtu,
+            mtu: route::mtu(far, device).unwrap_or(device_mtu),
+            gateway: way.gateway,
+            source: way.source,
+        })
+    }
+
+    fn name_of(&self, index: u32) -> Option<String> {
+        self.links.get(index).map(|link| link.name.clone())
+    }
+}
+
+/// The prefix that an address lies in.
+fn network(address: IpAddr, length: u8) -> Option<Prefix> {
+    let masked = match address {
+        IpAddr::V4(v4) => {
+            let free = 32_u32.checked_sub(u32::from(length))?;
+            let mask = u32::MAX.checked_shl(free).unwrap_or(0);
+            IpAddr::from((u32::from(v4) & mask).to_be_bytes())
+        }
+        IpAddr::V6(v6) => {
+            let free = 128_u32.checked_sub(u32::from(length))?;
+            let mask = u128::MAX.checked_shl(free).unwrap_or(0);
+            IpAddr::from((u128::from(v6) & mask).to_be_bytes())
+        }
+    };
+    Prefix::new(masked, length).ok()
+}
+
+fn sysctl_is_set(name: &str) -> bool {
+    let value = fs::read_to_string(Path::new("/proc/sys").join(name));
+    value.is_ok_and(|value| value.trim() == "1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_without_a_whole_address_is_for_its_network() {
+        let prefix = |address: &str, length| {
+            network(address.parse().unwrap(), length).map(|prefix| prefix.to_string())
+        };
+        assert_eq!(prefix("192.0.2.77", 24).unwrap(), "192.0.2.0/24");
+        assert_eq!(prefix("192.0.2.77", 32).unwrap(), "192.0.2.77");
+        assert_eq!(prefix("192.0.2.77", 0).unwrap(), "0.0.0.0/0");
+        assert_eq!(prefix("2001:db8::77", 64).unwrap(), "2001:db8::/64");
+        assert_eq!(prefix("::1", 0).unwrap(), "::/0");
+        assert_eq!(prefix("192.0.2.77", 33), None);
+    }
 }

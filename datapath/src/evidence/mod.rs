@@ -5,6 +5,8 @@
 //! error before the firewall sees those that come and after the engine has signed those that go.
 //! [`local()`] reads what the kernel knows of peers.
 
+mod collect;
+mod listen;
 mod local;
 
 use std::net::{IpAddr, SocketAddr};
@@ -14,6 +16,7 @@ use std::time::Duration;
 pub use ao_engine::examine::{Examined, Hint};
 pub use ao_sys::sock_diag::TcpState;
 
+pub(crate) use self::listen::{Question, listen};
 pub use self::local::{Listener, LocalFacts, Md5Key, PeerLocal, Route, Socket, local};
 
 /// What was seen on the wire.
@@ -21,7 +24,7 @@ pub use self::local::{Listener, LocalFacts, Md5Key, PeerLocal, Route, Socket, lo
 pub struct Evidence {
     /// How long it was listened.
     pub listened: Duration,
-    /// The peers asked about, in the order of the configuration.
+    /// The peers asked about, in the order of the question; without those there are not.
     pub peers: Vec<PeerEvidence>,
     /// SYNs to protected ports of this host that are no peer's.
     pub strangers: Strangers,

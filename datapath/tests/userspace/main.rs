@@ -7,6 +7,7 @@
 )]
 
 mod backend;
+mod evidence;
 mod kernel;
 mod reconfigure;
 mod rollover;

@@ -17,6 +17,9 @@ use nix::sys::time::TimeVal;
 /// Descriptors in one message, at most (SCM_MAX_FD).
 const DESCRIPTORS_MAX: usize = 253;
 
+/// Socket option for the groups of who connected (asm-generic/socket.h), which libc lacks.
+const SO_PEERGROUPS: c_int = 59;
+
 /// Connections that wait to be accepted, at most.
 const BACKLOG: i32 = 64;
 
@@ -215,6 +218,36 @@ pub fn peer_credentials(fd: BorrowedFd<'_>) -> io::Result<Credentials> {
     })
 }
 
+/// The supplementary groups of who is at the other end, as of when it connected.
+///
+/// # Errors
+/// The kernel's.
+pub fn peer_groups(fd: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    // A first guess; the kernel tells when there are more (65,536 at most).
+    let mut groups: Vec<libc::gid_t> = vec![0; 32];
+    loop {
+        let mut length =
+            libc::socklen_t::try_from(size_of_val(groups.as_slice())).map_err(io::Error::other)?;
+        let (level, name) = (libc::SOL_SOCKET, SO_PEERGROUPS);
+        let pointer = groups.as_mut_ptr().cast::<c_void>();
+        // SAFETY: the kernel writes at most `length` octets, the size of what `groups` holds, and
+        // any octets are valid numbers.
+        let status =
+            unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, pointer, &raw mut length) };
+        let told = length as usize / size_of::<libc::gid_t>();
+        match crate::socket::check(status) {
+            Ok(()) => {
+                groups.truncate(told);
+                return Ok(groups);
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ERANGE) && told > groups.len() => {
+                groups.resize(told, 0);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// How long a receive or an accept may wait before it fails with `WouldBlock`; zero: for ever.
 ///
 /// # Errors
@@ -260,6 +293,20 @@ mod tests {
 
     fn path(name: &str) -> PathBuf {
         std::env::temp_dir().join(format!("ao-sys-{name}-{}", std::process::id()))
+    }
+
+    #[test]
+    fn the_groups_of_who_connected_are_told() {
+        let (one, _other) = pair().unwrap();
+        let mut own: Vec<u32> = nix::unistd::getgroups()
+            .unwrap()
+            .into_iter()
+            .map(nix::unistd::Gid::as_raw)
+            .collect();
+        let mut told = peer_groups(one.as_fd()).unwrap();
+        own.sort_unstable();
+        told.sort_unstable();
+        assert_eq!(told, own);
     }
 
     #[test]

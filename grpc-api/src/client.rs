@@ -1,11 +1,25 @@
 //! The operator's side of the API.
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, Error as Tls};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::codegen::Service;
+use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::tcp::{TcpError, TlsFiles};
+use crate::peer::{self, EndpointError, explain};
+use crate::tls::{TlsError, TlsFiles};
 use crate::v1::operator_service_client::OperatorServiceClient;
 
 /// A client of a sidecar.
@@ -26,7 +40,7 @@ pub enum Target {
     Tcp {
         /// Host (a name, an IPv4 address, or an IPv6 address in brackets) and port.
         address: String,
-        /// What the sidecar's certificate is for; nothing for the host.
+        /// The name its certificate is for; nothing for the host of the address.
         server_name: Option<String>,
         /// The caller's certificate and key, and the authority of the sidecar's certificate.
         tls: TlsFiles,
@@ -44,11 +58,14 @@ impl From<&Path> for Target {
 pub enum ConnectError {
     /// The files that TLS needs cannot be used.
     #[error(transparent)]
-    Tls(#[from] TcpError),
+    Tls(#[from] TlsError),
     /// The address makes no sense.
-    #[error("{0:?} is no address: give HOST:PORT, an IPv6 address in brackets")]
+    #[error("{0:?} {error}", error = EndpointError)]
     Address(String),
-    /// Nothing listens there, or it does not let us in. Its innermost source says why.
+    /// This cannot be the name in a certificate.
+    #[error("{0:?} cannot be the name in a certificate")]
+    ServerName(String),
+    /// Nothing listens there, or it does not let us in. The innermost source says why.
     #[error(transparent)]
     Transport(#[from] tonic::transport::Error),
 }
@@ -66,15 +83,119 @@ pub async fn connect(target: &Target) -> Result<Client, ConnectError> {
 /// # Errors
 /// When nothing listens there, or it may not be used.
 pub async fn connect_for(target: &Target, answer: Duration) -> Result<Client, ConnectError> {
+    let patient = |endpoint: Endpoint| endpoint.connect_timeout(PATIENCE).timeout(answer);
     let channel = match target {
         Target::Unix(socket) => {
-            Endpoint::from_shared(format!("unix:{}", socket.display()))?
-                .connect_timeout(PATIENCE)
-                .timeout(answer)
-                .connect()
-                .await?
+            let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display()))?;
+            patient(endpoint).connect().await?
         }
-        Target::Tcp { address, .. } => return Err(ConnectError::Address(address.clone())),
+        Target::Tcp {
+            address,
+            server_name,
+            tls,
+        } => {
+            let wrong = |_| ConnectError::Address(address.clone());
+            let sidecar: peer::Endpoint = address.parse().map_err(wrong)?;
+            let name = server_name.as_deref().unwrap_or_else(|| sidecar.host());
+            let connector = Connector {
+                address: sidecar.to_string(),
+                name: ServerName::try_from(name.to_owned())
+                    .map_err(|_| ConnectError::ServerName(name.to_owned()))?,
+                tls: TlsConnector::from(Arc::new(tls.client()?)),
+            };
+            // Only the connector knows where the sidecar is; HTTP/2 wants a name nevertheless.
+            let endpoint = Endpoint::from_static("https://ao-sidecar");
+            patient(endpoint).connect_with_connector(connector).await?
+        }
     };
     Ok(OperatorServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+}
+
+/// Makes connections with TLS.
+#[derive(Clone)]
+struct Connector {
+    address: String,
+    name: ServerName<'static>,
+    tls: TlsConnector,
+}
+
+impl Connector {
+    async fn connect(self) -> io::Result<TokioIo<Explained>> {
+        let tcp = TcpStream::connect(&self.address).await?;
+        // An answer waits for nothing; where it cannot be set it comes a little later.
+        let _ = tcp.set_nodelay(true);
+        let tls = self.tls.connect(self.name, tcp).await.map_err(in_words)?;
+        Ok(TokioIo::new(Explained(tls)))
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Explained>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Explained>>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        Box::pin(self.clone().connect())
+    }
+}
+
+/// Why TLS failed, in words.
+fn in_words(error: io::Error) -> io::Error {
+    let tls = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<Tls>());
+    let text = match tls {
+        None => return error,
+        Some(Tls::AlertReceived(alert)) => match alert {
+            AlertDescription::CertificateRequired => {
+                "the sidecar wants a certificate, and got none".to_owned()
+            }
+            AlertDescription::UnknownCA => {
+                "the sidecar does not know the authority of our certificate".to_owned()
+            }
+            AlertDescription::CertificateExpired => {
+                "the sidecar says that our certificate has expired".to_owned()
+            }
+            alert => format!("the sidecar refuses our certificate or our TLS: {alert:?}"),
+        },
+        Some(tls) => format!("the sidecar's end of TLS is refused: {}", explain(tls)),
+    };
+    io::Error::new(io::ErrorKind::ConnectionAborted, text)
+}
+
+/// A connection whose failures are told in words: that our certificate is refused is seen after
+/// the handshake only.
+struct Explained(TlsStream<TcpStream>);
+
+impl AsyncRead for Explained {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.0).poll_read(context, buffer);
+        read.map_err(in_words)
+    }
+}
+
+impl AsyncWrite for Explained {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        octets: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, octets)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
 }

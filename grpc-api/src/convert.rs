@@ -1,14 +1,18 @@
 //! From the datapath's report to the messages of the API.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use datapath::report::{KernelReport, KeyUse, PeerReport, QueueReport, SessionState};
 
-use crate::service::{PeerFacts, Snapshot};
+use crate::operator::administration::Role;
+use crate::operator::convert::administration::origin;
+use crate::operator::convert::timestamp;
+use crate::service::{Alarm, PeerFacts, Snapshot};
 use crate::v1;
 
-pub(crate) fn status(snapshot: &Snapshot) -> v1::GetStatusResponse {
+/// As a caller with `role` sees it.
+pub(crate) fn status(snapshot: &Snapshot, role: Role) -> v1::GetStatusResponse {
     let report = &snapshot.report;
     v1::GetStatusResponse {
         version: snapshot.version.to_owned(),
@@ -21,18 +25,26 @@ pub(crate) fn status(snapshot: &Snapshot) -> v1::GetStatusResponse {
         queues: queues(&report.queues),
         peers: peers(snapshot).peers,
         kernel: report.kernel.as_ref().map(kernel),
-        ..Default::default()
+        alarms: snapshot.alarms.iter().map(alarm).collect(),
+        config_file: snapshot.config_file.clone(),
+        config_loaded_at: Some(timestamp(snapshot.config_loaded_at)),
+        api_made: snapshot.api_made,
+        role: role.as_str().to_owned(),
+    }
+}
+
+fn alarm(alarm: &Alarm) -> v1::Alarm {
+    v1::Alarm {
+        peer: alarm.peer.as_deref().unwrap_or_default().to_owned(),
+        text: alarm.text.clone(),
     }
 }
 
 pub(crate) fn peers(snapshot: &Snapshot) -> v1::ListPeersResponse {
-    let peers = snapshot.report.peers.iter().map(|report| {
-        let facts = snapshot
-            .peers
-            .iter()
-            .find(|facts| facts.name == report.name);
-        peer(report, facts)
-    });
+    let facts = snapshot.peers.iter();
+    let facts: HashMap<&str, &PeerFacts> = facts.map(|facts| (&*facts.name, facts)).collect();
+    let reports = snapshot.report.peers.iter();
+    let peers = reports.map(|report| peer(report, facts.get(&*report.name).copied()));
     v1::ListPeersResponse {
         peers: peers.collect(),
     }
@@ -100,7 +112,9 @@ fn peer(report: &PeerReport, facts: Option<&PeerFacts>) -> v1::Peer {
         last_port: last_port.into(),
         datapath: report.backend.as_str().to_owned(),
         datapath_reason: report.backend_reason.clone(),
-        ..Default::default()
+        origin: facts
+            .map_or(v1::Origin::Unspecified, |facts| origin(facts.origin))
+            .into(),
     }
 }
 

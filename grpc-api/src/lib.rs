@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod codec;
 mod convert;
 mod health;
 pub mod operator;
@@ -13,13 +14,17 @@ mod roles;
 mod service;
 mod socket;
 mod tcp;
+#[cfg(test)]
+mod test_support;
+mod tls;
 
 pub use client::{Client, ConnectError, Target, connect, connect_for};
 pub use health::Health;
 pub use roles::{RoleMap, Roles};
 pub use service::{Alarm, Api, PeerFacts, Snapshot, Source, serve};
 pub use socket::{ApiSocket, SocketError};
-pub use tcp::{TcpApi, TcpError, TlsFiles};
+pub use tcp::{TcpApi, TcpError};
+pub use tls::{TlsError, TlsFiles};
 
 /// Messages, client and server generated from `proto/aosidecar/v1`.
 #[allow(

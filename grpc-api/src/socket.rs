@@ -1,5 +1,7 @@
-//! The Unix socket of the API: made with mode 0600, never stolen from a living sidecar.
+//! The Unix socket of the API: made with mode 0600, opened to groups that have a role, never stolen
+//! from a living sidecar.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
@@ -7,6 +9,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
+
+use crate::TcpError;
 
 /// Why the API cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +36,12 @@ pub enum SocketError {
         /// What the system said.
         source: io::Error,
     },
+    /// It cannot be served over TCP.
+    #[error(transparent)]
+    Tcp(#[from] TcpError),
+    /// It cannot be described to its callers.
+    #[error("the API cannot be described: {0}")]
+    Description(#[from] tonic_reflection::server::Error),
 }
 
 /// A listening socket, not yet served. Its file goes away with it.
@@ -107,11 +117,22 @@ impl ApiSocket {
             })
     }
 
-    pub(crate) fn failed(&self, source: tonic::transport::Error) -> SocketError {
-        SocketError::Io {
-            path: self.path.clone(),
-            source: io::Error::other(source),
-        }
+    /// Lets members of `groups` connect, besides root and our own user: by the group of the file
+    /// when it is one, otherwise by letting everybody connect. Who has a role decides who is
+    /// answered, in any case.
+    pub(crate) fn open_to(&self, groups: &BTreeSet<u32>) -> io::Result<()> {
+        let mut groups = groups.iter();
+        let mode = match (groups.next(), groups.next()) {
+            (None, _) => 0o600,
+            (Some(&group), None) => match std::os::unix::fs::chown(&self.path, None, Some(group)) {
+                Ok(()) => 0o660,
+                // Neither root nor in the group: a service with few capabilities.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => 0o666,
+                Err(error) => return Err(error),
+            },
+            (Some(_), Some(_)) => 0o666,
+        };
+        fs::set_permissions(&self.path, Permissions::from_mode(mode))
     }
 }
 
@@ -177,6 +198,22 @@ mod tests {
         );
         drop(socket);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn the_socket_is_open_to_groups_with_a_role() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("api.sock");
+        let socket = ApiSocket::bind(&path).unwrap();
+        let own = nix::unistd::getegid().as_raw();
+        let opened = |groups: &[u32]| {
+            socket.open_to(&groups.iter().copied().collect()).unwrap();
+            let metadata = fs::metadata(&path).unwrap();
+            (metadata.mode() & 0o7777, metadata.gid())
+        };
+        assert_eq!(opened(&[own]), (0o660, own));
+        assert_eq!(opened(&[own, own + 1]).0, 0o666);
+        assert_eq!(opened(&[]).0, 0o600);
     }
 
     #[test]

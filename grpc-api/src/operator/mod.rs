@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use self::events::{Event, EventLog, NewEvent, Page, Severity};
-pub(crate) use self::names::{automatic, known};
+pub(crate) use self::names::{automatic, known, known_chain};
 pub(crate) use self::stream::{EventStream, Streams, Wanted};
 
 /// The keys of the daemon's peers.

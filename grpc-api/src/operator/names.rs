@@ -16,6 +16,18 @@ pub(crate) fn known(peers: &[PeerKeys], asked: &str) -> Result<Option<String>, S
     find(peers, asked).map(|peer| Some(peer.name.to_string()))
 }
 
+/// Checks that `asked` is one of the key chains.
+#[allow(clippy::result_large_err, reason = "callers answer with it")]
+pub(crate) fn known_chain(chains: &[&str], asked: &str) -> Result<(), Status> {
+    match chains.contains(&asked) {
+        true => Ok(()),
+        false => Err(Status::not_found(format!(
+            "there is no key chain `{asked}`{}",
+            hint(chains, asked)
+        ))),
+    }
+}
+
 /// The name of a peer whose keys are agreed automatically.
 #[allow(clippy::result_large_err, reason = "callers answer with it")]
 pub(crate) fn automatic(peers: &[PeerKeys], asked: &str) -> Result<String, Status> {
@@ -38,33 +50,31 @@ fn find<'p>(peers: &'p [PeerKeys], asked: &str) -> Result<&'p PeerKeys, Status> 
         .iter()
         .find(|peer| &*peer.name == asked)
         .ok_or_else(|| {
-            Status::not_found(format!("there is no peer `{asked}`{}", hint(peers, asked)))
+            let names: Vec<_> = peers.iter().map(|peer| &*peer.name).collect();
+            Status::not_found(format!("there is no peer `{asked}`{}", hint(&names, asked)))
         })
 }
 
 /// The nearest name, or all of them where they are few.
-fn hint(peers: &[PeerKeys], asked: &str) -> String {
+fn hint(names: &[&str], asked: &str) -> String {
     let asked = asked.to_lowercase();
-    let near = peers
+    let near = names
         .iter()
-        .map(|peer| {
+        .map(|name| {
             (
-                strsim::damerau_levenshtein(&asked, &peer.name.to_lowercase()),
-                peer,
+                strsim::damerau_levenshtein(&asked, &name.to_lowercase()),
+                name,
             )
         })
-        .filter(|&(distance, peer)| distance <= 3 && 2 * distance <= peer.name.len())
+        .filter(|&(distance, name)| distance <= 3 && 2 * distance <= name.len())
         .min_by_key(|&(distance, _)| distance);
-    if let Some((_, peer)) = near {
-        return format!("; is `{}` meant?", peer.name);
+    if let Some((_, name)) = near {
+        return format!("; is `{name}` meant?");
     }
-    match peers.len() {
+    match names.len() {
         0 => "; none is configured".to_owned(),
         1..=LISTED => {
-            let all: Vec<String> = peers
-                .iter()
-                .map(|peer| format!("`{}`", peer.name))
-                .collect();
+            let all: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
             format!("; configured are {}", all.join(", "))
         }
         count => format!(" among the {count} that are configured"),
@@ -117,6 +127,19 @@ mod tests {
         assert_eq!(
             refusal(&many, "transit"),
             not_found("there is no peer `transit` among the 11 that are configured")
+        );
+    }
+
+    #[test]
+    fn unknown_key_chains_get_a_hint() {
+        assert!(known_chain(&["transit", "ix"], "ix").is_ok());
+        let status = known_chain(&["transit"], "transti").unwrap_err();
+        assert_eq!(
+            (status.code(), status.message()),
+            (
+                Code::NotFound,
+                "there is no key chain `transti`; is `transit` meant?"
+            )
         );
     }
 

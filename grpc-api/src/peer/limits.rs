@@ -66,7 +66,7 @@ impl Default for Limits {
 
 /// Why a connection does not get in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Full {
+pub(crate) enum Full {
     #[error("too many connections at once")]
     Connections,
     #[error("too many connections wait for room")]
@@ -76,7 +76,7 @@ pub(super) enum Full {
 }
 
 /// The room for connections.
-pub(super) struct Admission {
+pub(crate) struct Admission {
     limits: Limits,
     room: Mutex<Room>,
     /// Told when a place is given back.
@@ -102,13 +102,13 @@ struct Group {
 }
 
 /// A connection's place; given back when dropped.
-pub(super) struct Place {
+pub(crate) struct Place {
     admission: Arc<Admission>,
     holder: Holder,
 }
 
 /// A place, and what completes when it has to be given to another.
-pub(super) type Entered = (Place, oneshot::Receiver<()>);
+pub(crate) type Entered = (Place, oneshot::Receiver<()>);
 
 /// One that waits for room; no longer when dropped.
 struct Turn<'a> {
@@ -122,7 +122,7 @@ enum Holder {
 }
 
 impl Admission {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
             room: Mutex::default(),
@@ -131,7 +131,7 @@ impl Admission {
     }
 
     /// A place for a connection from `address`, where `expected` partners are.
-    pub(super) fn enter(
+    pub(crate) fn enter(
         self: &Arc<Self>,
         address: IpAddr,
         expected: usize,

@@ -22,6 +22,13 @@ pub use server::{BindError, Caller, Handler, PeerServer, Refused};
 pub use tls::{IdentityError, PeerIdentity};
 pub use trust::{Authority, Partner, Partners, Trust, TrustError};
 
+// What the operator's side over TCP has in common with this.
+pub(crate) use limits::{Admission, Entered};
+pub(crate) use refusals::{Kind, Origin, RefusalLog};
+pub(crate) use server::{handshake_failure, linger};
+pub(crate) use tls::{HTTP2, provider};
+pub(crate) use trust::explain;
+
 /// Versions of the protocol that this release speaks.
 pub const VERSIONS: RangeInclusive<u32> = 1..=1;
 

@@ -12,7 +12,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// A connection, for want of room.
     Room,
     /// A connection, for want of descriptors or memory.
@@ -35,7 +35,7 @@ pub(super) enum Kind {
 
 /// Who is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Origin {
+pub(crate) enum Origin {
     /// Nobody yet: nothing was accepted.
     Nobody,
     /// Whoever has no partner's address.
@@ -47,8 +47,11 @@ pub(super) enum Origin {
 }
 
 /// It has as many lines as there are kinds, for each partner that was ever configured.
-#[derive(Default)]
-pub(super) struct RefusalLog(Mutex<HashMap<(Kind, Origin), Line>>);
+pub(crate) struct RefusalLog {
+    /// What is refused, for people.
+    what: &'static str,
+    lines: Mutex<HashMap<(Kind, Origin), Line>>,
+}
 
 struct Line {
     written: Instant,
@@ -56,8 +59,16 @@ struct Line {
 }
 
 impl RefusalLog {
+    /// `what` is refused.
+    pub(crate) fn new(what: &'static str) -> Self {
+        Self {
+            what,
+            lines: Mutex::default(),
+        }
+    }
+
     /// Writes a line, unless one of this kind and origin was written within the last second.
-    pub(super) fn note(
+    pub(crate) fn note(
         &self,
         kind: Kind,
         origin: Origin,
@@ -67,16 +78,17 @@ impl RefusalLog {
         let Some(left_out) = self.due(kind, origin, Instant::now()) else {
             return;
         };
+        let what = self.what;
         match from {
-            Some(from) => tracing::warn!(%from, left_out, "peering refused: {reason}"),
-            None => tracing::warn!(left_out, "peering refused: {reason}"),
+            Some(from) => tracing::warn!(%from, left_out, "{what} refused: {reason}"),
+            None => tracing::warn!(left_out, "{what} refused: {reason}"),
         }
     }
 
     /// How many were left out since the last line, if a line is due.
     fn due(&self, kind: Kind, origin: Origin, now: Instant) -> Option<u64> {
         let key = (kind, origin);
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         match lines.get_mut(&key) {
             Some(line) if now.saturating_duration_since(line.written) < INTERVAL => {
                 line.left_out += 1;
@@ -101,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_one_line_a_second() {
-        let log = RefusalLog::default();
+        let log = RefusalLog::new("peering");
         let start = Instant::now();
         let due = |kind, now| log.due(kind, Origin::Stranger, now);
         assert_eq!(due(Kind::Room, start), Some(0));
@@ -115,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_strangers_hides_no_partner() {
-        let log = RefusalLog::default();
+        let log = RefusalLog::new("peering");
         let start = Instant::now();
         let expected = Origin::Expected([192, 0, 2, 1].into());
         let partner = Origin::Partner("a".into());

@@ -159,7 +159,7 @@ impl PeerServer {
             admission: Arc::new(Admission::new(self.limits.clone())),
             rate: CallRate::new(&self.limits),
             limits: self.limits,
-            refusals: RefusalLog::default(),
+            refusals: RefusalLog::new("peering"),
         });
         for listener in self.listeners {
             let life = Life {
@@ -451,7 +451,7 @@ fn kind(code: Code) -> Kind {
 
 /// Lets a client read the alert: what it has sent in the meantime would otherwise turn our close
 /// into a reset, which overtakes the alert.
-async fn linger(mut tcp: TcpStream) {
+pub(crate) async fn linger(mut tcp: TcpStream) {
     let mut ignored = [0; 1024];
     let until_closed = async {
         let mut octets = 0;
@@ -468,7 +468,7 @@ async fn linger(mut tcp: TcpStream) {
     let _ = timeout(LINGER, until_closed).await;
 }
 
-fn handshake_failure(error: &io::Error) -> String {
+pub(crate) fn handshake_failure(error: &io::Error) -> String {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
     tls.map_or_else(|| error.to_string(), explain)
 }

@@ -15,7 +15,7 @@ use rustls::{ClientConfig, ServerConfig};
 use super::trust::{FarEnd, Partners, Trust, fingerprint};
 
 /// What HTTP/2 is called in the handshake (RFC 9113 §3.2).
-const HTTP2: &[u8] = b"h2";
+pub(crate) const HTTP2: &[u8] = b"h2";
 
 /// Our certificate with its private key.
 #[derive(Clone)]
@@ -68,7 +68,7 @@ impl PeerIdentity {
         self.fingerprint
     }
 
-    fn resolver(&self) -> Arc<SingleCertAndKey> {
+    pub(crate) fn resolver(&self) -> Arc<SingleCertAndKey> {
         Arc::new(SingleCertAndKey::from(Arc::clone(&self.key)))
     }
 }
@@ -83,7 +83,7 @@ impl fmt::Debug for PeerIdentity {
 
 /// Ciphers and groups. The hybrid group comes first: whoever records the exchange today cannot
 /// read the contributions with a quantum computer later.
-pub(super) fn provider() -> CryptoProvider {
+pub(crate) fn provider() -> CryptoProvider {
     CryptoProvider {
         cipher_suites: vec![
             aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,

@@ -355,7 +355,7 @@ pub(super) fn wrong_key(error: &Error) -> Option<WrongKey> {
 }
 
 /// What is wrong, in words.
-pub(super) fn explain(error: &Error) -> String {
+pub(crate) fn explain(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(reason) => match reason {
             CertificateError::Other(OtherError(inner)) => inner.to_string(),

@@ -35,7 +35,7 @@ async fn calls_that_reach_no_method_count_and_are_logged() {
         ..View::default()
     };
     let undecodable = client.call(EXCHANGE, view);
-    assert_eq!(undecodable.await.unwrap_err().code(), Code::Internal);
+    assert_eq!(undecodable.await.unwrap_err().code(), Code::InvalidArgument);
     let long = ExchangeRequest {
         label: "x".repeat(33 << 10),
         ..ExchangeRequest::default()

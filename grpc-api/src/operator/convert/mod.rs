@@ -1,10 +1,13 @@
-//! From the plain types to the messages of the API.
+//! From the plain types to the messages of the API, and back.
+
+pub(crate) mod administration;
+pub(crate) mod requests;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prost_types::{Duration as Span, Timestamp};
 
-use super::{
+use crate::operator::{
     CompletedRollover, Event, EventLog, GenerationReport, IdentityReport, KeyOrigin, KeyReport,
     KeyState, Lifetime, RolloverReport, Severity,
 };
@@ -162,7 +165,7 @@ fn lifetime(lifetime: Lifetime) -> Option<v1::Lifetime> {
 }
 
 /// Nanoseconds count upwards also before 1970, as the format demands.
-fn timestamp(time: SystemTime) -> Timestamp {
+pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
     let (seconds, nanos) = match time.duration_since(UNIX_EPOCH) {
         Ok(after) => (seconds(after), after.subsec_nanos()),
         Err(error) => match (error.duration(), error.duration().subsec_nanos()) {

@@ -163,6 +163,18 @@ impl KeyChain {
     pub fn rules(&self) -> Rules {
         self.rules
     }
+
+    /// Whether the other one has the same name, keys (secrets included) and rules.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let same = |(one, other): (&Key, &Key)| {
+            one.mkt.is_same(&other.mkt) && one.send == other.send && one.accept == other.accept
+        };
+        self.name == other.name
+            && self.rules == other.rules
+            && self.keys.len() == other.keys.len()
+            && self.keys.iter().zip(&other.keys).all(same)
+    }
 }
 
 fn check_accepted(keys: &[Key]) -> Result<(), ChainError> {

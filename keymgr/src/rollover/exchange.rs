@@ -43,6 +43,12 @@ impl Rollover {
         exchange.not_before = exchange.not_before.min(now.steady + SOON);
     }
 
+    /// What the peer was told is not enough any more; pauses after failures do not count.
+    pub(super) fn call_anew(&mut self, now: Now) {
+        self.exchange.told = None;
+        self.exchange.not_before = now.steady;
+    }
+
     pub(super) fn call_if_wanted(&mut self, now: Now) {
         if self.exchange.calling.is_some() {
             return;

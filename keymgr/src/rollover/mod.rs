@@ -13,6 +13,7 @@ mod event;
 mod exchange;
 pub mod message;
 mod parameters;
+mod reconfigure;
 mod record;
 mod status;
 mod step;
@@ -233,6 +234,12 @@ impl Rollover {
             .chain(others)
             .filter_map(Generation::mkt)
             .collect()
+    }
+
+    /// What needs an operator's eye now.
+    #[must_use]
+    pub fn alarms(&self) -> &[Alarm] {
+        &self.alarms
     }
 
     /// What operators see.

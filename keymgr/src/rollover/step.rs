@@ -40,6 +40,8 @@ pub enum Dropped {
     Mismatch,
     /// The peer does not have it and never will.
     Unknown,
+    /// Its algorithm or KeyID is not to be used any more, by the settings of this end.
+    Unfit,
 }
 
 /// Something that needs an operator's eye until it clears.
@@ -177,6 +179,7 @@ impl fmt::Display for Dropped {
             Self::Aborted => "aborted",
             Self::Mismatch => "the ends derived different keys",
             Self::Unknown => "the peer does not have it",
+            Self::Unfit => "its algorithm or KeyID is not to be used any more",
         })
     }
 }

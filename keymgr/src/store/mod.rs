@@ -149,12 +149,7 @@ impl Store {
     /// disk the entries may have been stored, or not; none of them by half. Either way the store
     /// can be used further, and saving the same again completes it.
     pub fn save(&mut self, entries: &[Entry<'_>]) -> Result<(), StoreError> {
-        self.change(
-            &entries
-                .iter()
-                .map(|entry| (entry.peer, Some(entry)))
-                .collect(),
-        )
+        self.update(entries, &[])
     }
 
     /// Takes a peer away and destroys its secrets. A peer that is not there is gone already.
@@ -162,7 +157,18 @@ impl Store {
     /// # Errors
     /// As for [`Self::save`].
     pub fn remove(&mut self, peer: &str) -> Result<(), StoreError> {
-        self.change(&BTreeMap::from([(peer, None)]))
+        self.update(&[], &[peer])
+    }
+
+    /// [`Self::save`] and [`Self::remove`] of several peers in one step. A peer that is in both
+    /// is saved.
+    ///
+    /// # Errors
+    /// As for [`Self::save`].
+    pub fn update(&mut self, entries: &[Entry<'_>], gone: &[&str]) -> Result<(), StoreError> {
+        let gone = gone.iter().map(|peer| (*peer, None));
+        let saved = entries.iter().map(|entry| (entry.peer, Some(entry)));
+        self.change(&gone.chain(saved).collect())
     }
 
     fn change(&mut self, wanted: &BTreeMap<&str, Option<&Entry<'_>>>) -> Result<(), StoreError> {

@@ -109,6 +109,10 @@ impl Backend {
     /// A new process: it has what it is given, and goes on with the sessions it finds.
     pub(crate) fn restart(&mut self, keys: Vec<Key>, end: usize, sessions: &mut [Option<Session>]) {
         self.keys = keys;
+        if self.selected.is_some() {
+            // A session begins with the first, and each asks for it.
+            self.selected = self.keys.first().map(|key| key.number).max(self.selected);
+        }
         for session in sessions {
             let Some(state) = session else { continue };
             let Some(side) = &mut state.sides[end] else {

@@ -8,6 +8,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
+use ao_engine::crypto::Algorithm;
 use keymgr::rollover::message::{Instance, Message, Stage};
 use keymgr::rollover::{
     Action, Event, GenerationStatus, Now, Parameters, Record, Rollover, SessionKeys, Step,
@@ -80,6 +81,8 @@ pub(crate) enum Operator {
     Compromise,
     Abort,
     Force,
+    /// Other settings, or back to the former ones.
+    Reconfigure,
 }
 
 /// What the scheduler may let happen next.
@@ -182,6 +185,18 @@ pub(crate) fn quick() -> Parameters {
     }
 }
 
+/// What an operator changes that to: with everything another, and an algorithm more.
+fn other_than_quick() -> Parameters {
+    Parameters {
+        interval: Duration::from_secs(7),
+        overlap: Duration::ZERO,
+        runway: 2,
+        highest_id: 8,
+        algorithms: vec![Algorithm::HmacSha1_96, Algorithm::Aes128Cmac96],
+        ..quick()
+    }
+}
+
 impl World {
     pub(crate) fn new(seed: u64, parameters: [Parameters; 2]) -> Self {
         let now = Duration::from_secs(1000);
@@ -271,6 +286,7 @@ impl World {
                     Operator::Compromise,
                     Operator::Abort,
                     Operator::Force,
+                    Operator::Reconfigure,
                 ] {
                     choices.push(Choice::Operate(index, operator));
                 }
@@ -307,12 +323,13 @@ impl World {
             Choice::Crash(end) => self.crash(end),
             Choice::CrashUnsaved(end) => self.ends[end].dies_unsaved = true,
             Choice::Operate(end, Operator::Force) => self.force(end),
+            Choice::Operate(end, Operator::Reconfigure) => self.reconfigure(end),
             Choice::Operate(end, operator) => self.event(
                 end,
                 match operator {
                     Operator::Start => Event::Start { compromised: false },
                     Operator::Compromise => Event::Start { compromised: true },
-                    Operator::Abort | Operator::Force => Event::Abort,
+                    Operator::Abort | Operator::Force | Operator::Reconfigure => Event::Abort,
                 },
                 None,
             ),
@@ -570,6 +587,21 @@ impl World {
         self.event(end, Event::Force, None);
         if &before != self.ends[end].core.record() {
             self.forced[end] = self.forced[end].max(self.status(end).active);
+        }
+    }
+
+    fn reconfigure(&mut self, index: usize) {
+        let now = self.clock(index);
+        let end = &mut self.ends[index];
+        let parameters = match end.parameters.runway {
+            1 => other_than_quick(),
+            _ => quick(),
+        };
+        end.parameters = parameters.clone();
+        let revision = end.core.revision();
+        end.core.reconfigure(parameters, now);
+        if end.core.revision() != revision {
+            end.save();
         }
     }
 

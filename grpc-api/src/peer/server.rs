@@ -31,7 +31,7 @@ use tonic::{Code, Status};
 
 use super::limits::{Admission, CallRate, Entered, Limits};
 use super::refusals::{Kind, Origin, RefusalLog};
-use super::trust::{Partners, explain};
+use super::trust::{Partners, Recognised, explain};
 use super::{MAX_MESSAGE, PeerIdentity, VERSIONS, VERSIONS_METADATA, tls, wire};
 use crate::v1;
 use crate::v1::peer_key_service_server::{PeerKeyService, PeerKeyServiceServer};
@@ -64,6 +64,8 @@ pub struct Caller {
     pub label: String,
     /// Of the certificate.
     pub fingerprint: Fingerprint,
+    /// The [`Partners::edition`] that recognised it, when the connection began.
+    pub edition: u64,
     /// Where the call comes from. Proves nothing.
     pub address: SocketAddr,
 }
@@ -321,12 +323,17 @@ impl<H: Handler> Shared<H> {
 
     fn client(&self, tls: &TlsStream<TcpStream>, address: SocketAddr) -> Result<Client, Error> {
         let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
-        let (fingerprint, partners) = self.partners.identify(chain, UnixTime::now())?;
+        let Recognised {
+            fingerprint,
+            partners,
+            edition,
+        } = self.partners.identify(chain, UnixTime::now())?;
         let first = partners.first().ok_or(Error::NoCertificatesPresented)?;
         Ok(Client {
             first: Arc::clone(first),
             partners,
             fingerprint,
+            edition,
             address,
         })
     }
@@ -479,6 +486,7 @@ struct Client {
     first: Arc<str>,
     partners: Vec<Arc<str>>,
     fingerprint: Fingerprint,
+    edition: u64,
     address: SocketAddr,
 }
 
@@ -525,6 +533,7 @@ impl<H: Handler> PeerKeyService for Call<H> {
             partners: self.client.partners.clone(),
             label,
             fingerprint: self.client.fingerprint,
+            edition: self.client.edition,
             address: self.client.address,
         };
         let answer = self.handler.exchange(caller, message).await?;

@@ -112,15 +112,22 @@ impl Partners {
     #[must_use]
     pub fn new(partners: Vec<Partner>) -> Self {
         Self {
-            current: RwLock::new(Arc::new(Book::new(partners))),
+            current: RwLock::new(Arc::new(Book::new(partners, 0))),
             algorithms: provider().signature_verification_algorithms,
         }
     }
 
-    /// From now on these may call. Calls in progress are completed.
+    /// From now on these may call. Calls in progress are completed, and so are connections: each
+    /// [`Caller`](super::Caller) tells by which edition it was recognised.
     pub fn replace(&self, partners: Vec<Partner>) {
-        let book = Arc::new(Book::new(partners));
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = book;
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(Book::new(partners, current.edition + 1));
+    }
+
+    /// How often they have been replaced.
+    #[must_use]
+    pub fn edition(&self) -> u64 {
+        self.book().edition
     }
 
     /// How many partners are expected to call from `address`.
@@ -132,19 +139,21 @@ impl Partners {
             .unwrap_or(0)
     }
 
-    /// Whose certificate this is: its fingerprint, and one partner or more.
+    /// Whose certificate this is.
     pub(super) fn identify(
         &self,
         chain: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<(Fingerprint, Vec<Arc<str>>), Error> {
+    ) -> Result<Recognised, Error> {
         let (certificate, intermediates) =
             chain.split_first().ok_or(Error::NoCertificatesPresented)?;
-        let seen = fingerprint(certificate)?;
-        let names = self
-            .book()
-            .identify(certificate, intermediates, seen, now)?;
-        Ok((seen, names))
+        let fingerprint = fingerprint(certificate)?;
+        let book = self.book();
+        Ok(Recognised {
+            fingerprint,
+            partners: book.identify(certificate, intermediates, fingerprint, now)?,
+            edition: book.edition,
+        })
     }
 
     fn book(&self) -> Arc<Book> {
@@ -158,16 +167,27 @@ impl fmt::Debug for Partners {
     }
 }
 
+/// Whose certificate was shown.
+pub(super) struct Recognised {
+    pub(super) fingerprint: Fingerprint,
+    /// One or more.
+    pub(super) partners: Vec<Arc<str>>,
+    /// Of the partners that were looked through.
+    pub(super) edition: u64,
+}
+
 /// The partners, as a handshake looks for them.
 struct Book {
+    edition: u64,
     pinned: HashMap<Fingerprint, Vec<Arc<str>>>,
     named: Vec<(Arc<str>, Authority)>,
     at: HashMap<IpAddr, usize>,
 }
 
 impl Book {
-    fn new(partners: Vec<Partner>) -> Self {
+    fn new(partners: Vec<Partner>, edition: u64) -> Self {
         let mut book = Self {
+            edition,
             pinned: HashMap::new(),
             named: Vec::new(),
             at: HashMap::new(),

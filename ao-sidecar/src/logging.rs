@@ -2,31 +2,51 @@
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd;
+use tracing::Level;
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt;
+use tracing_subscriber::fmt::{self, layer};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::{Registry, registry, reload};
 
 use crate::config::{Log, LogFormat};
+
+/// Changes the level of the log that was set up.
+static LEVEL: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
 
 /// Octets that a pipe with room takes without waiting (pipe(7)).
 const PIPE_BUF: usize = 4096;
 
 /// Makes `tracing` log as configured. Later calls change nothing.
 pub(crate) fn init(log: Log) {
-    let lines = fmt()
+    let (level, handle) = reload::Layer::new(LevelFilter::from_level(log.level));
+    let lines = registry().with(level);
+    let layer = layer()
         .with_writer(io::stderr)
-        .with_max_level(LevelFilter::from_level(log.level))
         .with_ansi(false)
         .with_target(false);
-    // It fails only if logging is set up already, and then that set-up is as good.
-    let _ = match log.format {
-        LogFormat::Text => tracing::subscriber::set_global_default(lines.finish()),
+    let set = match log.format {
+        LogFormat::Text => tracing::subscriber::set_global_default(lines.with(layer)),
         LogFormat::Json => {
-            tracing::subscriber::set_global_default(lines.json().flatten_event(true).finish())
+            let layer = layer.json().flatten_event(true);
+            tracing::subscriber::set_global_default(lines.with(layer))
         }
     };
+    // It fails only if logging is set up already, and then that set-up is as good.
+    if set.is_ok() {
+        let _ = LEVEL.set(handle);
+    }
+}
+
+/// From now on this is the least important level that is logged, if [`init`] has set logging up.
+pub(crate) fn set_level(level: Level) {
+    if let Some(handle) = LEVEL.get() {
+        // It fails only when the log is gone, with the process.
+        let _ = handle.reload(LevelFilter::from_level(level));
+    }
 }
 
 /// Makes `tracing` log lines for people, from `info` on, as what has no configuration does. A line
@@ -34,7 +54,7 @@ pub(crate) fn init(log: Log) {
 /// one that ends for want of it would break the daemon's calls for good.
 pub(crate) fn init_keeper() {
     std::panic::set_hook(Box::new(|_| {}));
-    let lines = fmt()
+    let lines = fmt::fmt()
         .with_writer(|| Patient)
         .with_ansi(false)
         .with_target(false)

@@ -75,11 +75,7 @@ fn main() -> ExitCode {
             replace_sessions,
         }),
         Command::Check { config } => check(&config),
-        Command::Guard(GuardAction::Install { config }) => {
-            Config::load(&config, &Overlay::default())
-                .map_err(DaemonError::from)
-                .and_then(|c| daemon::install_guard(&c))
-        }
+        Command::Guard(GuardAction::Install { config }) => daemon::install_guard(&config),
         Command::Guard(GuardAction::Remove { .. }) => daemon::remove_guard(),
     };
     match done {

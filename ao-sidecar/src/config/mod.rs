@@ -31,6 +31,7 @@ use zeroize::Zeroizing;
 pub use self::api::{ApiConfig, ApiTcpConfig};
 pub use self::diff::diff;
 pub use self::key_chain::Chain;
+pub(crate) use self::overlay::FOREVER;
 pub use self::overlay::Overlay;
 pub use self::peer::{KeySource, Peer};
 pub use self::problem::{ConfigError, Problem};

@@ -1,49 +1,202 @@
 //! The configuration, as the API sees and changes it.
 
+mod describe;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use grpc_api::operator::ControlError;
 use grpc_api::operator::administration::{
-    Administration, Caller, Change, Changed, ConfigReport, Finding, KeyChainReport, Validation,
+    Administration, Caller, Change, Changed, ConfigProblem, ConfigReport, Finding, KeyChainReport,
+    Validation,
 };
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
-use super::Sidecar;
+use self::describe::{chain_report, change_text, outcome};
+use super::apply::ApplyError;
+use super::sidecar::Sidecar;
+use crate::config::{self, Config, ConfigError, Problem};
+use crate::doctor;
 
-impl Administration for Sidecar {
-    async fn key_chains(&self) -> Result<Vec<KeyChainReport>, ControlError> {
-        Err(not_yet())
+/// Diagnoses at a time: each may listen for minutes.
+const DIAGNOSES: usize = 4;
+
+/// Answers those who administer.
+pub(super) struct Administrator {
+    sidecar: Arc<Sidecar>,
+    diagnoses: Semaphore,
+}
+
+impl Administrator {
+    pub(super) fn new(sidecar: Arc<Sidecar>) -> Self {
+        Self {
+            sidecar,
+            diagnoses: Semaphore::new(DIAGNOSES),
+        }
     }
 
-    async fn config(&self) -> Result<ConfigReport, ControlError> {
-        Err(not_yet())
-    }
-
-    async fn validate(&self, _: Option<Zeroizing<String>>) -> Result<Validation, ControlError> {
-        Err(not_yet())
-    }
-
-    async fn diff(&self) -> Result<Changed, ControlError> {
-        Err(not_yet())
-    }
-
-    async fn reload(&self, _: &Caller, _: bool) -> Result<Changed, ControlError> {
-        Err(not_yet())
-    }
-
-    async fn change(&self, _: &Caller, _: Change) -> Result<Changed, ControlError> {
-        Err(not_yet())
-    }
-
-    async fn audit(&self, _: &Caller, _: String) -> Result<(), ControlError> {
-        Ok(())
-    }
-
-    async fn diagnose(&self, _: Option<&str>, _: Duration) -> Result<Vec<Finding>, ControlError> {
-        Err(not_yet())
+    /// Does what blocks.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Sidecar) -> T + Send + 'static,
+    ) -> Result<T, ControlError> {
+        let sidecar = Arc::clone(&self.sidecar);
+        let done = spawn_blocking(move || work(&sidecar)).await;
+        done.map_err(|broken| ControlError::Refused(format!("internal error: {broken}")))
     }
 }
 
-fn not_yet() -> ControlError {
-    ControlError::Refused("not available yet".into())
+impl Sidecar {
+    /// Takes over another configuration, once those before have done so. The audit log has it
+    /// before anything is touched. Once begun, it goes on to its end, whoever waits for it.
+    pub(super) async fn audited(
+        self: &Arc<Self>,
+        who: Arc<str>,
+        role: &'static str,
+        what: String,
+        work: impl FnOnce(&Self) -> Result<Changed, ApplyError> + Send + 'static,
+    ) -> Result<Changed, ControlError> {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let sidecar = Arc::clone(self);
+        let done = spawn_blocking(move || {
+            let _turn = turn;
+            let entry = sidecar.begin_audit(&who, role, &what)?;
+            let changed = work(&sidecar);
+            match &changed {
+                Ok(changed) => entry.done(Ok(&outcome(changed))),
+                Err(error) => entry.done(Err(&error.to_string())),
+            }
+            changed.map_err(ControlError::from)
+        });
+        let broken = |broken| ControlError::Refused(format!("internal error: {broken}"));
+        done.await.map_err(broken)?
+    }
+
+    fn begin_audit(
+        &self,
+        who: &str,
+        role: &'static str,
+        what: &str,
+    ) -> Result<crate::audit::Entry<'_>, ControlError> {
+        let begun = self.audit.begin(who, role, what);
+        let failure = begun.as_ref().err().map(ToString::to_string);
+        self.watched().note_audit(failure);
+        begun.map_err(|error| ControlError::Refused(error.to_string()))
+    }
+}
+
+impl Administration for Administrator {
+    async fn key_chains(&self) -> Result<Vec<KeyChainReport>, ControlError> {
+        self.blocking(|sidecar| {
+            let running = sidecar.running();
+            let now = sidecar.control().chains_now();
+            let chains = running.config.chains.iter();
+            chains
+                .map(|chain| chain_report(chain, &running.config.peers, now))
+                .collect()
+        })
+        .await
+    }
+
+    async fn config(&self) -> Result<ConfigReport, ControlError> {
+        let running = self.sidecar.running();
+        Ok(ConfigReport {
+            toml: running.config.to_toml(),
+            file: self.sidecar.file().display().to_string(),
+            loaded_at: running.loaded_at,
+            api_made: running.api_made.clone(),
+        })
+    }
+
+    async fn validate(&self, toml: Option<Zeroizing<String>>) -> Result<Validation, ControlError> {
+        self.blocking(move |sidecar| {
+            let loaded = match &toml {
+                Some(text) => {
+                    let made = sidecar.changes.overlay();
+                    Config::load_text(text, sidecar.file(), &made)
+                }
+                None => sidecar.load(),
+            };
+            validation(loaded)
+        })
+        .await
+    }
+
+    async fn diff(&self) -> Result<Changed, ControlError> {
+        self.blocking(|sidecar| {
+            let fresh = sidecar.load().map_err(ApplyError::from)?;
+            Ok(Changed {
+                changes: config::diff(&sidecar.running().config, &fresh),
+                warnings: fresh.warnings.iter().map(ToString::to_string).collect(),
+            })
+        })
+        .await?
+    }
+
+    async fn reload(
+        &self,
+        caller: &Caller,
+        replace_sessions: bool,
+    ) -> Result<Changed, ControlError> {
+        let what = match replace_sessions {
+            false => "reload the configuration".to_owned(),
+            true => "reload the configuration, closing unprotected sessions".to_owned(),
+        };
+        let (who, role) = (Arc::clone(&caller.who), caller.role.as_str());
+        let reload = move |sidecar: &Sidecar| sidecar.reload(replace_sessions);
+        self.sidecar.audited(who, role, what, reload).await
+    }
+
+    async fn change(&self, caller: &Caller, change: Change) -> Result<Changed, ControlError> {
+        let what = change_text(&change);
+        let (who, role) = (Arc::clone(&caller.who), caller.role.as_str());
+        let work = move |sidecar: &Sidecar| sidecar.change(change);
+        self.sidecar.audited(who, role, what, work).await
+    }
+
+    async fn audit(&self, caller: &Caller, what: String) -> Result<(), ControlError> {
+        let (who, role) = (Arc::clone(&caller.who), caller.role.as_str());
+        self.blocking(move |sidecar| {
+            let entry = sidecar.begin_audit(&who, role, &what)?;
+            entry.done(Ok("passed on; the event stream tells what came of it"));
+            Ok(())
+        })
+        .await?
+    }
+
+    async fn diagnose(
+        &self,
+        peer: Option<&str>,
+        listen: Duration,
+    ) -> Result<Vec<Finding>, ControlError> {
+        let Ok(_place) = self.diagnoses.try_acquire() else {
+            let reason = format!("{DIAGNOSES} diagnoses are under way; try again when one is done");
+            return Err(ControlError::Refused(reason));
+        };
+        let parts = doctor::Parts {
+            config: Arc::clone(&self.sidecar.running().config),
+            datapath: Arc::clone(&self.sidecar.datapath),
+            control: self.sidecar.control(),
+        };
+        doctor::diagnose(parts, peer, listen).await
+    }
+}
+
+fn validation(loaded: Result<Config, ConfigError>) -> Validation {
+    let told = |problem: &Problem| ConfigProblem {
+        place: problem.place,
+        text: problem.text.clone(),
+    };
+    match loaded {
+        Ok(config) => Validation {
+            problems: Vec::new(),
+            warnings: config.warnings.iter().map(told).collect(),
+        },
+        Err(error) => Validation {
+            problems: error.problems().iter().map(told).collect(),
+            warnings: Vec::new(),
+        },
+    }
 }

@@ -4,42 +4,54 @@
 //! the firewall. READY is told when rules and guard are active and the API answers.
 
 mod administration;
+mod alarms;
+mod apply;
 mod notify;
-mod reload;
+mod roles;
+mod sidecar;
 mod state_dir;
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use datapath::report::Report;
-use datapath::settings::{Backend, OnExit};
-use datapath::{Datapath, StartError, StopError};
+use datapath::settings::OnExit;
+use datapath::{StartError, StopError};
 use grpc_api::operator::EventLog;
-use grpc_api::{ApiSocket, PeerFacts, Snapshot, SocketError, Source};
+use grpc_api::operator::administration::Role;
+use grpc_api::{ApiSocket, Health, SocketError, TcpApi, TcpError, TlsFiles};
 use nix::sys::prctl::set_dumpable;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
+use self::administration::Administrator;
 use self::notify::Notifier;
-use self::reload::ReloadError;
+pub use self::roles::RolesError;
+use self::sidecar::Sidecar;
 use self::state_dir::StateDir;
 pub use self::state_dir::{StateDirError, make_state_dir};
 use crate::VERSION;
-use crate::config::{Config, ConfigError, Overlay, Peer};
-use crate::keys::{Control, Keys, KeysError, Prepared, SharedDatapath};
+use crate::changes::{self, Changes, ChangesError, LoadError};
+use crate::config::{ApiTcpConfig, Config, ConfigError, Overlay};
+use crate::keys::{Control, KeysError};
 use crate::logging;
 use crate::metrics::{Endpoint, MetricsError};
 
 /// Longest time calls in progress may take once the daemon stops.
 const API_GRACE: Duration = Duration::from_secs(1);
 
-/// Threads for calls that block: the start, the stop, and reports for the API.
-const BLOCKING_THREADS: usize = 4;
+/// Threads for calls that block: the start, the stop, reports, changes, and diagnoses, which take
+/// long.
+const BLOCKING_THREADS: usize = 16;
+
+/// How often health checks are told how we are.
+const HEALTH_EVERY: Duration = Duration::from_secs(3);
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -60,6 +72,12 @@ pub enum DaemonError {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// What was made by API cannot be read.
+    #[error(transparent)]
+    Changes(#[from] ChangesError),
+    /// A group of the configuration is not known.
+    #[error(transparent)]
+    Roles(#[from] RolesError),
     /// Not root, or too few capabilities.
     #[error("not permitted: run as root, or with the capabilities CAP_NET_ADMIN and CAP_NET_RAW")]
     Privileges,
@@ -69,6 +87,9 @@ pub enum DaemonError {
     /// The API cannot be served.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The API cannot be served over TCP.
+    #[error(transparent)]
+    Tcp(#[from] TcpError),
     /// Metrics cannot be served.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -89,45 +110,57 @@ pub enum DaemonError {
     Runtime(#[from] io::Error),
 }
 
+impl From<LoadError> for DaemonError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Config(error) => error.into(),
+            LoadError::Changes(error) => error.into(),
+        }
+    }
+}
+
 /// Runs the daemon until a signal stops it. Errors other than those of the configuration are
 /// logged before they are returned.
 ///
 /// # Errors
 /// When anything prevents the start, or the stop fails.
 pub fn run(options: &Options) -> Result<(), DaemonError> {
-    let config = load(options)?;
+    let (config, changes) = load(options)?;
     logging::init(config.log);
     info!(version = VERSION, config = %options.config.display(), "ao-sidecar starts");
-    log_warnings(options, &config);
-    start(options, config).inspect_err(|failure| error!("{failure}"))
-}
-
-/// Tells what is doubtful about the configuration.
-fn log_warnings(options: &Options, config: &Config) {
     for warning in &config.warnings {
         warn!("{}:{warning}", options.config.display());
     }
+    start(options, config, changes).inspect_err(|failure| error!("{failure}"))
 }
 
-/// The configuration as the command line has it.
-fn load(options: &Options) -> Result<Config, ConfigError> {
-    let mut config = Config::load(&options.config, &Overlay::default())?;
-    if let Some(folder) = &options.state_dir {
-        config.state_dir.clone_from(folder);
-    }
+/// The configuration as the command line has it, and what was made by API.
+fn load(options: &Options) -> Result<(Config, Changes), LoadError> {
+    let (mut config, changes) = changes::load(&options.config, options.state_dir.as_deref())?;
     if let Some(socket) = &options.api_socket {
         config.api_socket.clone_from(socket);
     }
-    Ok(config)
+    Ok((config, changes))
 }
 
-/// Installs the guard alone, before the network comes up and the daemon starts.
+/// Installs the guard alone, for the peers of `file` and those made by API, before the network comes
+/// up and the daemon starts.
 ///
 /// # Errors
-/// When the configuration is wrong, a privilege is missing, or the firewall refuses.
-pub fn install_guard(config: &Config) -> Result<(), DaemonError> {
+/// When the configuration is wrong, a privilege is missing, or the firewall refuses. When what was
+/// made by API cannot be read; the peers of the file are guarded then.
+pub fn install_guard(file: &Path) -> Result<(), DaemonError> {
     check_privileges()?;
-    Ok(datapath::install_guard(&config.settings(false))?)
+    let (config, unread) = match changes::load(file, None) {
+        Ok((config, _)) => (config, None),
+        Err(LoadError::Changes(unread)) => {
+            let config = Config::load(file, &Overlay::default())?;
+            (config, Some(unread))
+        }
+        Err(LoadError::Config(error)) => return Err(error.into()),
+    };
+    datapath::install_guard(&config.settings(false))?;
+    unread.map_or(Ok(()), |unread| Err(unread.into()))
 }
 
 /// Removes the guard and the rules that a stopped daemon left: peers are unprotected from then on.
@@ -148,7 +181,7 @@ fn check_privileges() -> Result<(), DaemonError> {
     }
 }
 
-fn start(options: &Options, config: Config) -> Result<(), DaemonError> {
+fn start(options: &Options, config: Config, changes: Changes) -> Result<(), DaemonError> {
     check_privileges()?;
     keep_keys_out_of_core_dumps();
     ao_sys::memory::keep_little();
@@ -160,7 +193,7 @@ fn start(options: &Options, config: Config) -> Result<(), DaemonError> {
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()?;
-    runtime.block_on(supervise(options, config, socket))
+    runtime.block_on(supervise(options.clone(), config, changes, socket))
 }
 
 /// Calls of peers and sockets of daemons need more than the usual soft limit.
@@ -181,47 +214,39 @@ fn keep_keys_out_of_core_dumps() {
 }
 
 async fn supervise(
-    options: &Options,
-    mut config: Config,
+    options: Options,
+    config: Config,
+    changes: Changes,
     socket: ApiSocket,
 ) -> Result<(), DaemonError> {
     let stop = watch_signals()?;
     // Watched before the start: it would end the process otherwise.
     let mut hangup = signal(SignalKind::hangup())?;
     let notifier = Notifier::from_environment();
-    let on_exit = config.on_exit;
+    let tcp = config.api.tcp.as_ref().map(tcp_api).transpose()?;
     let metrics = config.metrics_listen.map(Endpoint::bind).transpose()?;
-    // Before the datapath: automatic peers have the keys of the store from its first moment.
-    let prepared = Prepared::new(&mut config)?;
-    let settings = config.settings(options.replace_sessions);
-
-    let datapath = spawn_blocking(move || Datapath::start(settings)).await??;
-    let datapath = Arc::new(SharedDatapath::new(datapath));
     let events = EventLog::new();
-    let keys = match Keys::start(prepared, &config, &datapath, &events) {
-        Ok(keys) => keys,
-        Err(failure) => {
-            if let Some(datapath) = datapath.take() {
-                spawn_blocking(move || datapath.stop()).await??;
-            }
-            return Err(failure.into());
-        }
-    };
-    let control = keys.control();
-    let sidecar = Arc::new(Sidecar::new(config, datapath, keys));
+    let log = events.clone();
+    let started = spawn_blocking(move || Sidecar::start(options, config, changes, &log));
+    let sidecar = Arc::new(started.await??);
     sidecar.log_start(socket.path().display());
 
     if let Some(metrics) = metrics {
-        let (source, control, events) = (sidecar.clone(), control.clone(), events.clone());
-        tokio::spawn(metrics.serve(source, control, events, wanted(stop.clone())));
+        let (source, control) = (Arc::clone(&sidecar), sidecar.control());
+        tokio::spawn(metrics.serve(source, control, events.clone(), wanted(stop.clone())));
     }
-    let api = tokio::spawn(serve_api(
-        socket,
-        sidecar.clone(),
-        control,
+    let health = Health::new();
+    health.set(true);
+    let checks = tokio::spawn(check_health(Arc::clone(&sidecar), health.clone()));
+    let api = grpc_api::Api {
+        source: Arc::clone(&sidecar),
+        control: sidecar.control(),
+        administration: Arc::new(Administrator::new(Arc::clone(&sidecar))),
+        roles: sidecar.roles.clone(),
+        health,
         events,
-        stop.clone(),
-    ));
+    };
+    let api = tokio::spawn(serve_api(socket, tcp, api, stop.clone()));
     notifier.send("READY=1");
     let life = tokio::spawn(notifier.clone().stay_alive({
         let sidecar = Arc::clone(&sidecar);
@@ -230,14 +255,18 @@ async fn supervise(
     loop {
         tokio::select! {
             () = wanted(stop.clone()) => break,
-            _ = hangup.recv() => reload(options, &sidecar, &notifier).await?,
+            _ = hangup.recv() => reload(&sidecar, &notifier).await,
         }
     }
 
     notifier.send("STOPPING=1");
     life.abort();
+    checks.abort();
     api.await?;
     info!("API closed");
+    // What takes over a configuration now goes on to its end first.
+    let _turn = Arc::clone(&sidecar.turn).lock_owned().await;
+    let on_exit = sidecar.on_exit();
     spawn_blocking(move || sidecar.stop()).await??;
     match on_exit {
         OnExit::Keep => info!("stopped; rules and guard stay: configured peers are blocked"),
@@ -246,49 +275,64 @@ async fn supervise(
     Ok(())
 }
 
-/// Takes over the keys of a configuration that has changed. Whatever is wrong with it, the daemon
-/// goes on as before.
-async fn reload(
-    options: &Options,
-    sidecar: &Arc<Sidecar>,
-    notifier: &Notifier,
-) -> Result<(), DaemonError> {
-    notifier.send(&reload::reloading());
-    let (options, sidecar) = (options.clone(), Arc::clone(sidecar));
-    match spawn_blocking(move || sidecar.reload(&options)).await? {
-        Ok(1) => info!("configuration read again: keys of 1 peer changed"),
-        Ok(changed) => info!("configuration read again: keys of {changed} peers changed"),
-        Err(failure) => {
-            error!("configuration not taken over, the running configuration stays: {failure}");
-        }
+/// Takes over the configuration file as it is now. Whatever is wrong with it, the daemon goes on as
+/// before.
+async fn reload(sidecar: &Arc<Sidecar>, notifier: &Notifier) {
+    notifier.send(&reloading());
+    let what = "reload the configuration".to_owned();
+    let admin = Role::Admin.as_str();
+    let work = |sidecar: &Sidecar| sidecar.reload(false);
+    let done = sidecar
+        .audited("signal SIGHUP".into(), admin, what, work)
+        .await;
+    if let Err(failure) = done {
+        error!("configuration not taken over, the running configuration stays: {failure}");
     }
     notifier.send("READY=1");
-    Ok(())
+}
+
+/// What the service manager is told when a reload begins (sd_notify(3)).
+fn reloading() -> String {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC);
+    let micros = now.map_or(0, |now| now.tv_sec() * 1_000_000 + now.tv_nsec() / 1000);
+    format!("RELOADING=1\nMONOTONIC_USEC={micros}")
+}
+
+/// Tells health checks how we are.
+async fn check_health(sidecar: Arc<Sidecar>, health: Health) {
+    let mut ticks = interval(HEALTH_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let asked = Arc::clone(&sidecar);
+        let found = spawn_blocking(move || asked.health()).await;
+        health.set(matches!(found, Ok(Ok(()))));
+    }
+}
+
+fn tcp_api(config: &ApiTcpConfig) -> Result<TcpApi, TcpError> {
+    let files = TlsFiles {
+        certificate: config.certificate_file.clone(),
+        key: config.key_file.clone(),
+        ca: config.ca_file.clone(),
+    };
+    TcpApi::bind(&config.listen, &files)
 }
 
 /// Serves the API until the daemon is to stop. Without it the sessions are still protected, so a
 /// failure is logged and no more.
 async fn serve_api(
     socket: ApiSocket,
-    sidecar: Arc<Sidecar>,
-    control: Arc<Control>,
-    events: EventLog,
+    tcp: Option<TcpApi>,
+    api: grpc_api::Api<Sidecar, Control, Administrator>,
     stop: watch::Receiver<bool>,
 ) {
     let grace_over = async {
         wanted(stop.clone()).await;
         tokio::time::sleep(API_GRACE).await;
     };
-    let api = grpc_api::Api {
-        source: sidecar.clone(),
-        control,
-        administration: sidecar,
-        roles: grpc_api::Roles::default(),
-        health: grpc_api::Health::new(),
-        events,
-    };
     tokio::select! {
-        served = grpc_api::serve(socket, None, api, wanted(stop.clone())) => {
+        served = grpc_api::serve(socket, tcp, api, wanted(stop.clone())) => {
             if let Err(failure) = served {
                 error!("{failure}; sessions stay protected, restart the sidecar to have the API");
             }
@@ -325,118 +369,4 @@ async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
 async fn wanted(mut stop: watch::Receiver<bool>) {
     // An error means that the sender is gone, which is a wish to stop, too.
     let _ = stop.wait_for(|&stop| stop).await;
-}
-
-/// What runs, as the API sees it.
-struct Sidecar {
-    started: Instant,
-    running: Mutex<Config>,
-    datapath: Arc<SharedDatapath>,
-    keys: Mutex<Keys>,
-}
-
-impl Sidecar {
-    fn new(config: Config, datapath: Arc<SharedDatapath>, keys: Keys) -> Self {
-        Self {
-            started: Instant::now(),
-            running: Mutex::new(config),
-            datapath,
-            keys: Mutex::new(keys),
-        }
-    }
-
-    /// Reads the configuration again; returns how many peers have other keys now.
-    fn reload(&self, options: &Options) -> Result<usize, ReloadError> {
-        let fresh = load(options)?;
-        let mut running = self.running();
-        let differing = reload::differing_settings(&running, &fresh);
-        if !differing.is_empty() {
-            return Err(ReloadError::Settings(differing));
-        }
-        let changed = self.keys().reload(&fresh.peers, |peers| {
-            let changed = self.datapath.with(|datapath| datapath.set_keys(peers));
-            let changed = changed.ok_or(ReloadError::Stopping)?;
-            changed.map_err(ReloadError::from)
-        })?;
-        log_warnings(options, &fresh);
-        *running = fresh;
-        Ok(changed)
-    }
-
-    fn log_start(&self, socket: impl std::fmt::Display) {
-        let Some(Snapshot {
-            datapath, report, ..
-        }) = self.snapshot()
-        else {
-            return;
-        };
-        info!(
-            datapath,
-            peers = report.peers.len(),
-            queue_rules = report.queue_rules,
-            guard = report.guard,
-            strip = report.strips,
-            api = %socket,
-            "protecting"
-        );
-    }
-
-    /// What is wrong, if anything is; nothing while it stops.
-    fn health(&self) -> Result<(), String> {
-        self.datapath.with(Datapath::health).unwrap_or(Ok(()))
-    }
-
-    fn stop(&self) -> Result<(), StopError> {
-        self.keys().stop();
-        self.datapath.take().map_or(Ok(()), Datapath::stop)
-    }
-
-    fn running(&self) -> MutexGuard<'_, Config> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn keys(&self) -> MutexGuard<'_, Keys> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Source for Sidecar {
-    fn snapshot(&self) -> Option<Snapshot> {
-        let report = self.datapath.with(Datapath::report)?;
-        Some(Snapshot {
-            version: VERSION,
-            uptime: self.started.elapsed(),
-            datapath: backends(&report),
-            peers: self.running().peers.iter().map(facts).collect(),
-            report,
-            alarms: Vec::new(),
-            config_file: String::new(),
-            config_loaded_at: std::time::SystemTime::now(),
-            api_made: 0,
-        })
-    }
-}
-
-/// What the API tells of a peer beside the datapath's report.
-fn facts(peer: &Peer) -> PeerFacts {
-    PeerFacts {
-        name: peer.spec.name.clone(),
-        // Empty when keys are agreed.
-        key_chain: peer
-            .keys
-            .chain()
-            .map_or_else(String::new, |chain| chain.name().to_owned()),
-        ports: (*peer.spec.ports.start(), *peer.spec.ports.end()),
-        origin: grpc_api::operator::administration::Origin::File(0),
-    }
-}
-
-/// The backends that serve a peer.
-fn backends(report: &Report) -> &'static str {
-    let serves = |backend| report.peers.iter().any(|peer| peer.backend == backend);
-    match (serves(Backend::Kernel), serves(Backend::Userspace)) {
-        (true, true) => "kernel and userspace",
-        (true, false) => "kernel",
-        (false, _) => "userspace",
-    }
 }

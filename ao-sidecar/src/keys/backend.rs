@@ -8,18 +8,21 @@ use datapath::{Datapath, KeyError, Removal as Emphasis};
 use keymgr::backend::{Backend, Removal};
 use keymgr::rollover::SessionKeys;
 
-/// The running datapath, which many threads use and the last one takes away.
+/// The datapath, which many threads use while it runs: nothing before, and nothing once somebody
+/// has taken it away.
+#[derive(Default)]
 pub(crate) struct SharedDatapath(RwLock<Option<Datapath>>);
 
-/// What is said when the datapath has stopped.
-const STOPPED: &str = "the datapath has stopped";
+/// What is said while there is none.
+const STOPPED: &str = "the datapath does not run";
 
 impl SharedDatapath {
-    pub(crate) fn new(datapath: Datapath) -> Self {
-        Self(RwLock::new(Some(datapath)))
+    /// It runs from now on.
+    pub(crate) fn put(&self, datapath: Datapath) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(datapath);
     }
 
-    /// Uses the datapath; nothing once it has been taken.
+    /// Uses the datapath; nothing while it does not run.
     pub(crate) fn with<T>(&self, use_it: impl FnOnce(&Datapath) -> T) -> Option<T> {
         self.read().as_ref().map(use_it)
     }

@@ -17,15 +17,18 @@ use ao_engine::policy::Mkt;
 use datapath::AbortOnPanic;
 use grpc_api::operator::Severity;
 use keymgr::backend::{Backend, Removal};
-use keymgr::chain::{KeyChain, Wanted};
+use keymgr::chain::{KeyChain, OnExpiry, Wanted};
 use keymgr::clock::ClockWatch;
 use keymgr::rollover::Now;
 
+use super::alarms::{Alarms, Subject};
 use super::clock::Clock;
 use super::events::Events;
 
-/// How often the clocks are compared, and sessions looked at for the use of their keys.
+/// How often the clocks are compared.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How often sessions are looked at for the use of their keys, when nothing else asks for it.
+const OBSERVE_EVERY: Duration = Duration::from_secs(30);
 /// How soon what failed is tried again, and what is awaited looked at again.
 const SOON: Duration = Duration::from_secs(1);
 /// How long sessions may take to use a key before an operator is told: a quiet session of the kernel
@@ -38,6 +41,9 @@ pub(crate) struct ChainPeer {
     pub(crate) name: Arc<str>,
     pub(crate) chain: Arc<KeyChain>,
 }
+
+/// The keys that a peer with a chain is to have now; nothing if it keeps those it has.
+pub(super) struct ChainKeys(pub(super) Option<Vec<Arc<Mkt>>>);
 
 /// How much a key has been used: segments verified, and when they last became more.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,6 +67,7 @@ struct Thread {
 struct Shared {
     backend: Arc<dyn Backend>,
     events: Events,
+    alarms: Alarms,
     clock: Clock,
     /// Held while keys are changed, so that a reload and a lifetime do not cross.
     state: Mutex<State>,
@@ -71,6 +78,8 @@ struct State {
     peers: Vec<Scheduled>,
     /// By peer and RecvID.
     uses: HashMap<(Arc<str>, u8), Use>,
+    /// When all sessions were looked at last, on the steady clock.
+    looked: Option<Duration>,
 }
 
 /// A peer, and what is known to be done for it.
@@ -83,7 +92,8 @@ struct Scheduled {
     awaited: Option<(Arc<Mkt>, Duration)>,
     /// Whether it was told that this takes too long.
     overdue: bool,
-    expired: bool,
+    /// What its chain does, being over.
+    expired: Option<OnExpiry>,
     /// Days before the end of the chain that were warned of last.
     warned: Option<u8>,
     /// Why the last step failed; told once.
@@ -91,22 +101,23 @@ struct Scheduled {
 }
 
 impl Chains {
-    /// Starts with peers whose keys the backend has, as `held` gives them in the same order.
+    /// Starts without peers.
     pub(super) fn start(
-        peers: Vec<(ChainPeer, Vec<Arc<Mkt>>)>,
         backend: Arc<dyn Backend>,
         events: Events,
+        alarms: Alarms,
         clock: Clock,
     ) -> io::Result<Self> {
-        let scheduled = |(peer, held)| Scheduled::new(peer, held);
         let state = State {
             watch: ClockWatch::new(clock.now()),
-            peers: peers.into_iter().map(scheduled).collect(),
+            peers: Vec::new(),
             uses: HashMap::new(),
+            looked: None,
         };
         let shared = Arc::new(Shared {
             backend,
             events,
+            alarms,
             clock,
             state: Mutex::new(state),
         });
@@ -124,32 +135,46 @@ impl Chains {
         })
     }
 
-    /// Replaces the chains: `apply` gets the keys wanted now for each peer, gives them to the
+    /// Replaces the chains: `apply` gets the keys that each peer is to have, gives them to the
     /// backend, and may refuse. The wall clock is believed from now on: the operator has looked.
     pub(super) fn replace<T, E>(
         &self,
         peers: Vec<ChainPeer>,
-        apply: impl FnOnce(&[(Arc<str>, Vec<Arc<Mkt>>)]) -> Result<T, E>,
+        apply: impl FnOnce(&HashMap<Arc<str>, ChainKeys>) -> Result<T, E>,
     ) -> Result<T, E> {
         let mut state = self.shared.state();
         let now = self.shared.clock.now();
-        let keys: Vec<_> = peers
-            .iter()
-            .map(|peer| (Arc::clone(&peer.name), peer.chain.at(now.wall).keys))
-            .collect();
-        let applied = apply(&keys)?;
-        state.watch.trust(now);
-        let mut former: HashMap<Arc<str>, Scheduled> = mem::take(&mut state.peers)
+        let former: HashMap<Arc<str>, Scheduled> = mem::take(&mut state.peers)
             .into_iter()
             .map(|scheduled| (Arc::clone(&scheduled.peer.name), scheduled))
             .collect();
-        let fresh = peers.into_iter().zip(keys).map(|(peer, (name, keys))| {
-            // A chain that is over gave the backend no keys: it has those from before.
-            let held = match (former.remove(&name), keys.is_empty()) {
-                (Some(former), true) => former.held,
-                (_, _) => keys,
-            };
-            Scheduled::new(peer, held)
+        let keys = peers.iter().map(|peer| {
+            let keys = keys_for(peer, former.get(&peer.name), now.wall);
+            (Arc::clone(&peer.name), ChainKeys(keys))
+        });
+        let mut keys: HashMap<Arc<str>, ChainKeys> = keys.collect();
+        let applied = match apply(&keys) {
+            Ok(applied) => applied,
+            Err(refused) => {
+                state.peers = former.into_values().collect();
+                return Err(refused);
+            }
+        };
+        state.watch.trust(now);
+        self.shared.alarms.retain(|subject| match subject {
+            Subject::Chain(name) => keys.get(name).is_some_and(|ChainKeys(keys)| keys.is_none()),
+            _ => true,
+        });
+        state.uses.retain(|(name, _), _| keys.contains_key(name));
+        let mut former = former;
+        let fresh = peers.into_iter().map(|peer| {
+            let keys = keys.remove(&peer.name).and_then(|ChainKeys(keys)| keys);
+            match (keys, former.remove(&peer.name)) {
+                (None, Some(former)) if former.peer.chain.is_same(&peer.chain) => former,
+                // A chain that is over gave the backend no keys: it has those from before.
+                (None, Some(former)) => Scheduled::new(peer, former.held),
+                (keys, _) => Scheduled::new(peer, keys.unwrap_or_default()),
+            }
         });
         state.peers = fresh.collect();
         drop(state);
@@ -219,6 +244,7 @@ impl Shared {
         self.observe(state, now);
         for (scheduled, wanted) in state.peers.iter_mut().zip(&wanted) {
             self.tell_expiry(scheduled, wanted, trusted);
+            self.set_alarms(scheduled);
             if scheduled.is_unfinished(wanted) || scheduled.awaited.is_some() {
                 next = next.min(SOON);
             }
@@ -458,7 +484,7 @@ impl Scheduled {
             retired: Vec::new(),
             awaited: None,
             overdue: false,
-            expired: false,
+            expired: None,
             warned: None,
             failure: None,
         }
@@ -488,6 +514,20 @@ impl Scheduled {
             || !wanted.keys.iter().all(|mkt| self.holds(mkt))
             || wanted.keys.first().is_some_and(|mkt| !self.prefers(mkt))
     }
+}
+
+/// The keys that a peer is to have at once; nothing if it keeps those it has: the same chain goes on
+/// as it was, and when a chain is over, what it had is taken away in order.
+fn keys_for(
+    peer: &ChainPeer,
+    former: Option<&Scheduled>,
+    now: SystemTime,
+) -> Option<Vec<Arc<Mkt>>> {
+    if former.is_some_and(|former| former.peer.chain.is_same(&peer.chain)) {
+        return None;
+    }
+    let keys = peer.chain.at(now).keys;
+    (former.is_none() || !keys.is_empty()).then_some(keys)
 }
 
 fn not_yet(send_id: u8, step: &str) -> String {

@@ -1,13 +1,14 @@
 //! What operators see of keys and may do with them.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use grpc_api::operator::{
     CompletedRollover, ControlError, GenerationReport, IdentityReport, KeyControl, KeyOrigin,
     KeyReport, KeyState, Lifetime, PeerKeys, RolloverReport,
 };
-use keymgr::chain::KeyChain;
+use keymgr::chain::{Key, KeyChain, Wanted};
 use keymgr::rollover::message::Stage;
 use keymgr::rollover::{Alarm, GenerationStatus, Status};
 
@@ -17,72 +18,81 @@ use super::chains::{ChainPeer, Chains};
 use super::manager::{Command, Handle, View};
 use crate::config::{KeySource, Peer, RolloverConfig};
 
-/// A configured peer.
-struct Entry {
-    name: Arc<str>,
-    source: KeySource,
-}
-
 /// Answers operators.
 pub(crate) struct Control {
-    peers: Mutex<Vec<Entry>>,
+    answers: RwLock<Arc<Answers>>,
     chains: Arc<Chains>,
-    /// Absent when no peer is automatic.
+}
+
+/// What is answered from.
+#[derive(Default)]
+struct Answers {
+    /// In the order of the configuration.
+    peers: Vec<PeerKeys>,
+    sources: HashMap<Arc<str>, KeySource>,
+    /// Absent while no peer is automatic.
     automatic: Option<(Handle, IdentityReport)>,
 }
 
 impl Control {
-    pub(super) fn new(
-        peers: &[Peer],
-        chains: Arc<Chains>,
-        automatic: Option<(Handle, IdentityReport)>,
-    ) -> Self {
-        let control = Self {
-            peers: Mutex::default(),
+    /// Knows no peers yet.
+    pub(super) fn new(chains: Arc<Chains>) -> Self {
+        Self {
+            answers: RwLock::default(),
             chains,
-            automatic,
-        };
-        control.replace(peers);
-        control
+        }
     }
 
     /// Follows a change of the configuration.
-    pub(super) fn replace(&self, peers: &[Peer]) {
-        let entry = |peer: &Peer| Entry {
+    pub(super) fn replace(&self, peers: &[Peer], automatic: Option<(Handle, IdentityReport)>) {
+        let keys = |peer: &Peer| PeerKeys {
             name: Arc::clone(&peer.spec.name),
-            source: peer.keys.clone(),
+            automatic: peer.keys.rollover().is_some(),
         };
-        *self.entries() = peers.iter().map(entry).collect();
+        let source = |peer: &Peer| (Arc::clone(&peer.spec.name), peer.keys.clone());
+        let fresh = Answers {
+            peers: peers.iter().map(keys).collect(),
+            sources: peers.iter().map(source).collect(),
+            automatic,
+        };
+        *self.answers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
     }
 
-    fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether there is a peer with this name.
+    pub(super) fn knows(&self, peer: &str) -> bool {
+        self.answers().sources.contains_key(peer)
     }
 
-    fn rollover_of(&self, peer: &str) -> Option<RolloverConfig> {
-        let entries = self.entries();
-        let entry = entries.iter().find(|entry| &*entry.name == peer)?;
-        entry.source.rollover().cloned()
+    fn answers(&self) -> Arc<Answers> {
+        Arc::clone(&self.answers.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Peers with a chain, all or one.
     fn chain_peers(&self, wanted: Option<&str>) -> Vec<ChainPeer> {
-        let entries = self.entries();
-        let wanted = entries
-            .iter()
-            .filter(|entry| wanted.is_none_or(|wanted| &*entry.name == wanted));
-        wanted
-            .filter_map(|entry| {
-                Some(ChainPeer {
-                    name: Arc::clone(&entry.name),
-                    chain: Arc::clone(entry.source.chain()?),
-                })
+        let answers = self.answers();
+        let is_wanted = |peer: &&PeerKeys| wanted.is_none_or(|wanted| &*peer.name == wanted);
+        let chain_peer = |peer: &PeerKeys| {
+            Some(ChainPeer {
+                name: Arc::clone(&peer.name),
+                chain: Arc::clone(answers.sources.get(&peer.name)?.chain()?),
             })
-            .collect()
+        };
+        let wanted = answers.peers.iter().filter(is_wanted);
+        wanted.filter_map(chain_peer).collect()
+    }
+
+    /// The time that chains go by. May wait for a change of keys.
+    pub(crate) fn chains_now(&self) -> SystemTime {
+        self.chains.now()
+    }
+
+    fn handle(&self) -> Option<Handle> {
+        let answers = self.answers();
+        answers.automatic.as_ref().map(|(handle, _)| handle.clone())
     }
 
     async fn views(&self, peer: Option<&str>) -> Result<Vec<(Arc<str>, View)>, ControlError> {
-        let Some((handle, _)) = &self.automatic else {
+        let Some(handle) = self.handle() else {
             return Ok(Vec::new());
         };
         let views = handle.status(peer.map(Arc::from)).await;
@@ -90,7 +100,7 @@ impl Control {
     }
 
     async fn command(&self, peer: &str, command: Command) -> Result<(), ControlError> {
-        let Some((handle, _)) = &self.automatic else {
+        let Some(handle) = self.handle() else {
             return Err(ControlError::Refused("no peer is automatic".to_owned()));
         };
         let done = handle.command(peer.into(), command).await;
@@ -100,11 +110,7 @@ impl Control {
 
 impl KeyControl for Control {
     fn peers(&self) -> Vec<PeerKeys> {
-        let keys = |entry: &Entry| PeerKeys {
-            name: Arc::clone(&entry.name),
-            automatic: entry.source.rollover().is_some(),
-        };
-        self.entries().iter().map(keys).collect()
+        self.answers().peers.clone()
     }
 
     async fn keys(&self, peer: Option<&str>) -> Result<Vec<KeyReport>, ControlError> {
@@ -125,9 +131,10 @@ impl KeyControl for Control {
 
     async fn rollovers(&self, peer: Option<&str>) -> Result<Vec<RolloverReport>, ControlError> {
         let views = self.views(peer).await?;
+        let answers = self.answers();
         let report = |(name, view): (Arc<str>, View)| {
-            let config = self.rollover_of(&name)?;
-            Some(rollover_report(name, &view, &config))
+            let config = answers.sources.get(&name)?.rollover()?;
+            Some(rollover_report(name, &view, config))
         };
         Ok(views.into_iter().filter_map(report).collect())
     }
@@ -157,11 +164,9 @@ impl KeyControl for Control {
     }
 
     async fn identity(&self) -> Result<IdentityReport, ControlError> {
-        let identity = self
-            .automatic
-            .as_ref()
-            .map(|(_, identity)| identity.clone());
-        identity.ok_or_else(|| {
+        let answers = self.answers();
+        let identity = answers.automatic.as_ref();
+        identity.map(|(_, it)| it.clone()).ok_or_else(|| {
             let reason = "no peer has [peer.rollover], so this sidecar needs no identity; \
                           `ao-sidecar identity` makes one";
             ControlError::Refused(reason.to_owned())
@@ -174,15 +179,10 @@ fn chain_keys(peer: &ChainPeer, chains: &Chains, now: SystemTime) -> Vec<KeyRepo
     let wanted = peer.chain.at(now);
     let chain: &KeyChain = &peer.chain;
     let name: Arc<str> = chain.name().into();
-    let report = |key: &keymgr::chain::Key| {
+    let report = |key: &Key| {
         let used = uses.get(&key.mkt.recv_id).copied().unwrap_or_default();
-        let accepted = wanted.keys.iter().any(|mkt| Arc::ptr_eq(mkt, &key.mkt));
-        let state = match (accepted, key.send.has_begun(now)) {
-            (true, true) if !wanted.retired.contains(&key.mkt.send_id) => KeyState::Active,
-            (true, _) => KeyState::AcceptOnly,
-            (false, _) if key.accept.has_ended(now) => KeyState::Expired,
-            (false, _) => KeyState::Pending,
-        };
+        let accepted = accepts(&wanted, key);
+        let state = state_at(&wanted, key, now);
         // Another key with this ID may have been used before or since.
         let used = Some(used).filter(|_| accepted).unwrap_or_default();
         KeyReport {
@@ -200,6 +200,24 @@ fn chain_keys(peer: &ChainPeer, chains: &Chains, now: SystemTime) -> Vec<KeyRepo
         }
     };
     chain.keys().iter().map(report).collect()
+}
+
+/// How far a key of `chain` is at `now`.
+pub(crate) fn key_state(chain: &KeyChain, key: &Key, now: SystemTime) -> KeyState {
+    state_at(&chain.at(now), key, now)
+}
+
+fn state_at(wanted: &Wanted, key: &Key, now: SystemTime) -> KeyState {
+    match (accepts(wanted, key), key.send.has_begun(now)) {
+        (true, true) if !wanted.retired.contains(&key.mkt.send_id) => KeyState::Active,
+        (true, _) => KeyState::AcceptOnly,
+        (false, _) if key.accept.has_ended(now) => KeyState::Expired,
+        (false, _) => KeyState::Pending,
+    }
+}
+
+fn accepts(wanted: &Wanted, key: &Key) -> bool {
+    wanted.keys.iter().any(|mkt| Arc::ptr_eq(mkt, &key.mkt))
 }
 
 fn lifetime(lifetime: keymgr::lifetime::Lifetime) -> Lifetime {

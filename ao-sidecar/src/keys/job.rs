@@ -46,6 +46,15 @@ impl Job {
         self.observe.append(&mut other.observe);
     }
 
+    /// Forgets what it was to do for peers that do not stay.
+    pub(super) fn retain(&mut self, stays: impl Fn(&Arc<str>) -> bool) {
+        self.install.retain(|(peer, ..)| stays(peer));
+        self.select.retain(|(peer, ..)| stays(peer));
+        self.delete.retain(|(_, removal)| stays(&removal.peer));
+        self.nudge.retain(&stays);
+        self.observe.retain(&stays);
+    }
+
     /// What is told when it broke off: every step is answered, or the peer waits for ever.
     pub(super) fn broken(&self) -> Outcome {
         let broken = || Err("the step broke off".to_owned());

@@ -5,7 +5,10 @@
 //! that has passed, saves all records that changed in one transaction, and carries out all
 //! actions: one job for the backend, one call to each peer that is to be told.
 
-use std::collections::{BTreeMap, VecDeque};
+mod handle;
+mod reconfigure;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -13,16 +16,22 @@ use std::time::{Duration, SystemTime};
 use grpc_api::operator::Severity;
 use keymgr::backend::{Backend, Removal};
 use keymgr::rollover::message::Message;
-use keymgr::rollover::{Action, Event, Now, Record, Rollover, Status, Step};
+use keymgr::rollover::{Action, Event, Now, Record, Rollover, Step};
 use keymgr::store::{Entry, Store};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
-use tracing::error;
+use tracing::{error, info};
 
+use self::handle::Input;
+pub(super) use self::handle::{
+    Command, Course, Handle, Named, NoAnswer, Plan, Planned, Reply, View,
+};
+use self::reconfigure::Hold;
+use super::alarms::{Alarms, Subject};
 use super::clock::Clock;
 use super::events::{Events, trigger};
-use super::job::{Job, Outcome};
+use super::job::Job;
 
 /// Calls to peers under way at once; each is a TLS connection.
 const CALLS_AT_ONCE: usize = 32;
@@ -33,6 +42,8 @@ const DOUBTFUL_CALLS_AT_ONCE: usize = 8;
 const SAVE_AGAIN: Duration = Duration::from_secs(1);
 /// Longest time that is left for more inputs after a save.
 const LONGEST_REST: Duration = Duration::from_millis(200);
+/// How often nobody is looked at.
+const LOOK_WITHOUT_PEERS: Duration = Duration::from_secs(60);
 /// Inputs that may wait; then callers do.
 const INBOX: usize = 1024;
 
@@ -42,100 +53,7 @@ pub(super) type Call = Pin<Box<dyn Future<Output = Result<Message, String>> + Se
 /// What talks to the far ends.
 pub(super) trait Caller: Send + Sync + 'static {
     /// Sends a message to the sidecar of `peer` and waits for its own.
-    fn call(self: Arc<Self>, peer: Arc<str>, message: Message) -> Call;
-}
-
-/// What an operator asks of a peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Command {
-    Start { compromised: bool },
-    Abort,
-    Force,
-}
-
-/// Where an answer is awaited, or why there is none.
-type Reply<T, E = String> = oneshot::Sender<Result<T, E>>;
-
-/// Something that has happened.
-enum Input {
-    /// The far end called.
-    Request {
-        peer: Arc<str>,
-        message: Message,
-        reply: Reply<Message, NoAnswer>,
-    },
-    /// A call has ended.
-    Response {
-        peer: Arc<str>,
-        result: Result<Message, String>,
-    },
-    /// The backend has done a job.
-    Done(Outcome),
-    Operator {
-        peer: Arc<str>,
-        command: Command,
-        reply: Reply<()>,
-    },
-    Status {
-        peer: Option<Arc<str>>,
-        reply: oneshot::Sender<Vec<(Arc<str>, View)>>,
-    },
-}
-
-/// Talks to the task; the task ends when the last of them is gone.
-#[derive(Clone)]
-pub(super) struct Handle(mpsc::Sender<Input>);
-
-/// What is said when the task has ended.
-const STOPPING: &str = "the daemon is stopping";
-
-/// Why a far end's message got no answer.
-pub(super) enum NoAnswer {
-    /// The message is at fault.
-    Rejected(String),
-    /// We are. What it is, is no business of the far end's.
-    NotNow,
-}
-
-impl Handle {
-    /// The far end's message, answered.
-    pub(super) async fn exchange(
-        &self,
-        peer: Arc<str>,
-        message: Message,
-    ) -> Result<Message, NoAnswer> {
-        let answer = self.ask(|reply| Input::Request {
-            peer,
-            message,
-            reply,
-        });
-        answer.await.unwrap_or(Err(NoAnswer::NotNow))
-    }
-
-    /// Carries out an operator's command, or says why not.
-    pub(super) async fn command(&self, peer: Arc<str>, command: Command) -> Result<(), String> {
-        self.ask(|reply| Input::Operator {
-            peer,
-            command,
-            reply,
-        })
-        .await?
-    }
-
-    /// How things are with one peer, or all.
-    pub(super) async fn status(
-        &self,
-        peer: Option<Arc<str>>,
-    ) -> Result<Vec<(Arc<str>, View)>, String> {
-        self.ask(|reply| Input::Status { peer, reply }).await
-    }
-
-    async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, String> {
-        let (reply, answer) = oneshot::channel();
-        let sent = self.0.send(input(reply)).await;
-        sent.map_err(|_| STOPPING.to_owned())?;
-        answer.await.map_err(|_| STOPPING.to_owned())
-    }
+    fn call(self: Arc<Self>, peer: Named, message: Message) -> Call;
 }
 
 /// Steps of one turn, to be carried out once the records are on disk.
@@ -148,13 +66,23 @@ struct Work {
     steps: Vec<(Arc<str>, Step)>,
 }
 
+/// What one turn puts on disk.
+struct Saving {
+    records: Vec<(Arc<str>, Record)>,
+    /// Peers whose records are destroyed.
+    gone: Vec<Arc<str>>,
+}
+
 /// The task's state.
 pub(super) struct Manager<B, C> {
     peers: BTreeMap<Arc<str>, Peer>,
+    /// Peers whose records are still on disk and must not be.
+    gone: BTreeSet<Arc<str>>,
     store: Arc<Mutex<Store>>,
     backend: Arc<B>,
     caller: Arc<C>,
     events: Events,
+    alarms: Alarms,
     clock: Clock,
     inbox: mpsc::Receiver<Input>,
     /// For tasks that report back. Weak, so that they do not keep the manager alive.
@@ -164,6 +92,8 @@ pub(super) struct Manager<B, C> {
     /// The backend does one job at a time; what is asked for meanwhile is the next one.
     busy: bool,
     next_job: Job,
+    hold: Option<Hold>,
+    holds: u64,
     /// How often all sessions are looked at, to notice that a far end has moved on by itself.
     look_every: Duration,
     next_look: Duration,
@@ -173,8 +103,9 @@ pub(super) struct Manager<B, C> {
 
 struct Peer {
     core: Rollover,
+    incarnation: u64,
     /// Revision of its record on disk.
-    saved: u64,
+    saved: Option<u64>,
     /// Since when and why calls fail.
     failing: Option<(SystemTime, String)>,
     /// Why the generation in use was selected.
@@ -183,33 +114,25 @@ struct Peer {
     last: Option<(SystemTime, Duration, &'static str)>,
 }
 
-/// What is known of a peer.
-pub(super) struct View {
-    pub(super) status: Status,
-    /// Since when and why calls fail.
-    pub(super) failing: Option<(SystemTime, String)>,
-    /// When the last change of keys was completed, how long it took, and why it was begun.
-    pub(super) last: Option<(SystemTime, Duration, &'static str)>,
-}
-
 impl<B: Backend, C: Caller> Manager<B, C> {
+    /// A task without peers: they come with a [`Plan`].
     pub(super) fn new(
-        peers: Vec<(Arc<str>, Rollover)>,
         store: Store,
         backend: Arc<B>,
         caller: Arc<C>,
         events: Events,
+        alarms: Alarms,
         clock: Clock,
-        look_every: Duration,
     ) -> (Self, Handle) {
         let (sender, inbox) = mpsc::channel(INBOX);
-        let peer = |(name, core): (Arc<str>, Rollover)| (name, Peer::new(core));
         let manager = Self {
-            peers: peers.into_iter().map(peer).collect(),
+            peers: BTreeMap::new(),
+            gone: BTreeSet::new(),
             store: Arc::new(Mutex::new(store)),
             backend,
             caller,
             events,
+            alarms,
             clock,
             inbox,
             outbox: sender.downgrade(),
@@ -217,7 +140,9 @@ impl<B: Backend, C: Caller> Manager<B, C> {
             doubtful_calls: Arc::new(Semaphore::new(DOUBTFUL_CALLS_AT_ONCE)),
             busy: false,
             next_job: Job::default(),
-            look_every,
+            hold: None,
+            holds: 0,
+            look_every: LOOK_WITHOUT_PEERS,
             next_look: Duration::ZERO,
             rest_until: Instant::now(),
         };
@@ -272,11 +197,17 @@ impl<B: Backend, C: Caller> Manager<B, C> {
                 message,
                 reply,
             } => {
-                let given = self.handle(now, &peer, Event::Request { message }, work);
+                let given = match self.is_present(&peer) {
+                    true => self.handle(now, &peer.name, Event::Request { message }, work),
+                    false => Given::default(),
+                };
                 let answer = given.reply.unwrap_or(Err(NoAnswer::NotNow));
                 work.replies.push((reply, answer));
             }
+            // What a former far end says is nothing to the present one's state.
+            Input::Response { peer, .. } if !self.is_present(&peer) => {}
             Input::Response { peer, result } => {
+                let peer = peer.name;
                 self.note_call(now, &peer, result.as_ref().err());
                 let event = match result {
                     Ok(message) => Event::Response { message },
@@ -308,6 +239,17 @@ impl<B: Backend, C: Caller> Manager<B, C> {
                 // Who asked may have gone.
                 let _ = reply.send(self.status(peer.as_ref()));
             }
+            Input::Hold { ready, plan } => self.hold(ready, plan),
+            Input::Release { number, plan } => {
+                if self.hold.as_ref().is_none_or(|hold| hold.number != number) {
+                    return;
+                }
+                self.hold = None;
+                if let Some((plan, done)) = plan {
+                    self.reconfigure(now, plan);
+                    work.answers.push((done, Ok(())));
+                }
+            }
         }
     }
 
@@ -317,6 +259,7 @@ impl<B: Backend, C: Caller> Manager<B, C> {
         let Some(peer) = self.peers.get_mut(name) else {
             return given;
         };
+        let mut alarmed = false;
         for action in peer.core.handle(now, event, &mut random) {
             match action {
                 Action::Install { number, mkt } => {
@@ -349,10 +292,16 @@ impl<B: Backend, C: Caller> Manager<B, C> {
                 Action::Reject(reason) => given.reply = Some(Err(NoAnswer::Rejected(reason))),
                 Action::Refused(reason) => given.refused = Some(reason),
                 Action::Tell(step) => {
+                    alarmed |= matches!(step, Step::Raised(_) | Step::Cleared(_));
                     peer.note_step(now, &step);
                     work.steps.push((Arc::clone(name), step));
                 }
             }
+        }
+        if alarmed {
+            let texts = peer.core.alarms().iter().map(ToString::to_string);
+            self.alarms
+                .set(Subject::Rollover(Arc::clone(name)), texts.collect());
         }
         given
     }
@@ -400,21 +349,21 @@ impl<B: Backend, C: Caller> Manager<B, C> {
     /// step that was forgotten in a crash must not have been seen by anybody. What comes in
     /// meanwhile is put off. False when nobody is left to ask.
     async fn save(&mut self, put_off: &mut VecDeque<Input>) -> bool {
-        let changed = |peer: &&mut Peer| peer.core.revision() != peer.saved;
-        let records: Vec<_> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| peer.core.revision() != peer.saved)
+        let changed = self.peers.iter().filter(|(_, peer)| !peer.is_saved());
+        let records: Vec<_> = changed
             .map(|(name, peer)| (Arc::clone(name), peer.core.record().clone()))
             .collect();
-        if records.is_empty() {
+        if records.is_empty() && self.gone.is_empty() {
             return true;
         }
-        let records = Arc::new(records);
+        let gone: Vec<Arc<str>> = std::mem::take(&mut self.gone).into_iter().collect();
+        let saving = Arc::new(Saving { records, gone });
         let mut failed = false;
-        while let Err(problem) = self.try_save(&records).await {
+        while let Err(problem) = self.try_save(&saving).await {
             if !failed {
                 self.events.store_failed(&problem);
+                let text = format!("the key store cannot be written: {problem}");
+                self.alarms.set(Subject::Store, vec![text]);
             }
             failed = true;
             if !self.hold_out(&problem, put_off).await {
@@ -423,9 +372,13 @@ impl<B: Backend, C: Caller> Manager<B, C> {
         }
         if failed {
             self.events.store_works();
+            self.alarms.set(Subject::Store, Vec::new());
         }
-        for peer in self.peers.values_mut().filter(changed) {
-            peer.saved = peer.core.revision();
+        for peer in self.peers.values_mut() {
+            peer.saved = Some(peer.core.revision());
+        }
+        for peer in &saving.gone {
+            info!(%peer, "not automatic any more: its stored keys are destroyed");
         }
         true
     }
@@ -448,7 +401,7 @@ impl<B: Backend, C: Caller> Manager<B, C> {
                 Some(Input::Request { reply, .. }) => {
                     let _ = reply.send(Err(NoAnswer::NotNow));
                 }
-                Some(Input::Operator { reply, .. }) => {
+                Some(Input::Operator { reply, .. } | Input::Hold { ready: reply, .. }) => {
                     let _ = reply.send(Err(refusal()));
                 }
                 Some(other) => put_off.push_back(other),
@@ -471,10 +424,12 @@ impl<B: Backend, C: Caller> Manager<B, C> {
 
     /// Saving costs nearly the same for one peer and for all, so that it gets half of the time at
     /// most: what comes in meanwhile is saved together.
-    async fn try_save(&mut self, records: &Arc<Vec<(Arc<str>, Record)>>) -> Result<(), String> {
+    async fn try_save(&mut self, saving: &Arc<Saving>) -> Result<(), String> {
         let began = Instant::now();
-        let (store, records) = (Arc::clone(&self.store), Arc::clone(records));
+        let (store, saving) = (Arc::clone(&self.store), Arc::clone(saving));
         let saved = spawn_blocking(move || {
+            let Saving { records, gone } = &*saving;
+            let gone: Vec<&str> = gone.iter().map(|name| &**name).collect();
             let metas: Vec<Vec<u8>> = records.iter().map(|(_, record)| record.to_meta()).collect();
             let entries: Vec<Entry<'_>> = records
                 .iter()
@@ -486,7 +441,7 @@ impl<B: Backend, C: Caller> Manager<B, C> {
                 })
                 .collect();
             let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
-            store.save(&entries)
+            store.update(&entries, &gone)
         });
         let saved = saved.await;
         self.rest_until = Instant::now() + began.elapsed().min(LONGEST_REST);
@@ -511,16 +466,31 @@ impl<B: Backend, C: Caller> Manager<B, C> {
             self.call(peer, message);
         }
         self.next_job.append(work.job);
-        if !self.busy && !self.next_job.is_empty() {
-            self.start_job();
+        if self.busy {
+            return;
+        }
+        match &mut self.hold {
+            Some(hold) => {
+                if let Some(ready) = hold.ready.take() {
+                    let _ = ready.send(Ok(()));
+                }
+            }
+            None if self.next_job.is_empty() => {}
+            None => self.start_job(),
         }
     }
 
-    fn call(&self, peer: Arc<str>, message: Message) {
-        let is_failing = |peer: &Peer| peer.failing.is_some();
-        let calls = match self.peers.get(&peer).is_some_and(is_failing) {
+    fn call(&self, name: Arc<str>, message: Message) {
+        let Some(known) = self.peers.get(&name) else {
+            return;
+        };
+        let calls = match known.failing.is_some() {
             true => Arc::clone(&self.doubtful_calls),
             false => Arc::clone(&self.calls),
+        };
+        let peer = Named {
+            name,
+            incarnation: known.incarnation,
         };
         let (caller, outbox) = (Arc::clone(&self.caller), self.outbox.clone());
         tokio::spawn(async move {
@@ -529,7 +499,7 @@ impl<B: Backend, C: Caller> Manager<B, C> {
             };
             // Made only now: a call takes much more memory than its message. In a task of its own,
             // because every call has to end, even in a panic.
-            let call = tokio::spawn(caller.call(Arc::clone(&peer), message));
+            let call = tokio::spawn(caller.call(peer.clone(), message));
             let result = call.await.unwrap_or_else(|broken| {
                 error!(%broken, "internal error: a call broke off");
                 Err("the call broke off".to_owned())
@@ -559,14 +529,19 @@ impl<B: Backend, C: Caller> Manager<B, C> {
 }
 
 impl Peer {
-    fn new(core: Rollover) -> Self {
+    fn new(core: Rollover, incarnation: u64) -> Self {
         Self {
             core,
-            saved: 0,
+            incarnation,
+            saved: None,
             failing: None,
             cause: None,
             last: None,
         }
+    }
+
+    fn is_saved(&self) -> bool {
+        self.saved == Some(self.core.revision())
     }
 
     fn note_step(&mut self, now: Now, step: &Step) {

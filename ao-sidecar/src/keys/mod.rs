@@ -1,9 +1,11 @@
 //! The key manager at work: which keys the peers have, now and next.
 //!
-//! Read in this order: [`Prepared`] (what is known before the datapath starts), [`Keys`] (what runs
-//! beside it), `manager` (automatic peers), `chains` (peers with key chains), `peering` (the way to
-//! the far ends), `control` (what operators see).
+//! Read in this order: [`Keys`] (how a configuration is taken over, at the start and later),
+//! `chains` (peers with key chains), `automatic` and `manager` (automatic peers), `peering` (the way
+//! to the far ends), `control` (what operators see).
 
+mod alarms;
+mod automatic;
 mod backend;
 mod chains;
 mod clock;
@@ -13,35 +15,31 @@ mod job;
 mod manager;
 mod peering;
 
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use ao_engine::policy::Mkt;
-use datapath::AbortOnPanic;
 use datapath::settings::PeerSpec;
-use grpc_api::operator::{EventLog, IdentityReport};
-use grpc_api::peer::{BindError, Limits, PeerServer};
-use keymgr::rollover::{Parameters, Record, RecordError, Rollover};
-use keymgr::store::{self, SealingKey, SealingKeyError, Store, StoreError};
-use tokio::sync::watch;
-use tracing::{info, warn};
+use grpc_api::Alarm;
+use grpc_api::operator::EventLog;
+use grpc_api::peer::BindError;
+use keymgr::backend::Backend;
+use keymgr::rollover::RecordError;
+use keymgr::store::{self, SealingKeyError, StoreError};
+use tracing::warn;
 
+use self::alarms::Alarms;
+use self::automatic::Automatic;
 pub(crate) use self::backend::SharedDatapath;
-use self::chains::{ChainPeer, Chains};
+use self::chains::{ChainKeys, ChainPeer, Chains};
 use self::clock::Clock;
-pub(crate) use self::control::Control;
+pub(crate) use self::control::{Control, key_state};
 use self::events::Events;
-use self::manager::{Handle, Manager};
-use self::peering::{Door, Peering, PeeringError, automatic};
-use crate::config::{Config, Peer, RolloverConfig};
-
-/// Longest time for what is under way when the daemon stops.
-const LONGEST_STOP: Duration = Duration::from_secs(2);
-/// Threads that talk to peers: TLS handshakes must not keep operators waiting.
-const PEER_THREADS: usize = 2;
+use self::peering::{PeeringError, automatic};
+use crate::config::{Config, Peer};
 
 /// Why keys cannot be managed.
 #[derive(Debug, thiserror::Error)]
@@ -71,148 +69,57 @@ pub enum KeysError {
     /// Peers cannot be listened for.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// Keys of automatic peers cannot be changed now.
+    #[error("keys of automatic peers cannot be changed now: {0}")]
+    Busy(String),
     /// A thread cannot be started.
     #[error("the system refused a thread: {0}")]
     Thread(#[from] io::Error),
 }
 
-/// What is known before the datapath starts.
-pub(crate) struct Prepared {
-    automatic: Option<Automatic>,
-}
-
-struct Automatic {
-    store: Store,
-    peering: Arc<Peering>,
-    peers: Vec<(Arc<str>, Rollover)>,
-    look_every: Duration,
-}
-
-impl Prepared {
-    /// Opens the store and fills in the keys that automatic peers had last. Nothing is opened when
-    /// there are none.
-    pub(crate) fn new(config: &mut Config) -> Result<Self, KeysError> {
-        if automatic(&config.peers).next().is_none() {
-            let store = config.state_dir.join(store::FILE_NAME);
-            if store.exists() {
-                warn!("no peer is automatic any more: remove {}", store.display());
-            }
-            return Ok(Self { automatic: None });
-        }
-        let peering = Arc::new(Peering::new(config)?);
-        let sealing_key = SealingKey::load(&config.state_dir, config.sealing_key_file.as_deref())?;
-        let path = config.state_dir.join(store::FILE_NAME);
-        let mut store = Store::open(&path, &sealing_key)?;
-        let mut records = Vec::new();
-        for stored in store.load()? {
-            let record = Record::from_parts(&stored.meta, stored.secrets);
-            let record = record.map_err(|source| KeysError::Record {
-                store: path.clone(),
-                peer: stored.peer.clone(),
-                source,
-            })?;
-            records.push((stored.peer, record));
-        }
-        let now = Clock.now();
-        let mut peers = Vec::new();
-        for peer in &mut config.peers {
-            let Some(rollover) = peer.keys.rollover() else {
-                continue;
-            };
-            let known = records
-                .iter()
-                .position(|(name, _)| **name == *peer.spec.name);
-            let record = known.map(|place| records.swap_remove(place).1);
-            let core = Rollover::new(
-                parameters(rollover),
-                store.instance(),
-                record.unwrap_or_default(),
-                now,
-            );
-            peer.spec.keys = core.mkts();
-            peers.push((Arc::clone(&peer.spec.name), core));
-        }
-        for (name, _) in records {
-            // Its keys could only come back by a mistake.
-            store.remove(&name)?;
-            info!(
-                peer = name,
-                "not configured any more: its stored keys are destroyed"
-            );
-        }
-        let look_every = look_every(automatic(&config.peers).map(|(_, rollover)| rollover));
-        let automatic = Automatic {
-            store,
-            peering,
-            peers,
-            look_every,
-        };
-        Ok(Self {
-            automatic: Some(automatic),
-        })
-    }
-}
-
-fn parameters(config: &RolloverConfig) -> Parameters {
-    Parameters {
-        far_end: config.trust.to_string(),
-        interval: config.interval,
-        overlap: config.overlap,
-        runway: config.runway,
-        algorithms: config.algorithms.clone(),
-        highest_id: config.highest_id,
-        ..Parameters::default()
-    }
-}
-
-/// Often enough to notice in time that a far end has moved on by itself.
-fn look_every<'c>(all: impl Iterator<Item = &'c RolloverConfig>) -> Duration {
-    let shortest = all
-        .map(|rollover| rollover.interval)
-        .min()
-        .unwrap_or_default();
-    (shortest / 5).clamp(Duration::from_secs(1), Duration::from_secs(30))
-}
-
 /// The running key manager.
 pub(crate) struct Keys {
-    control: Arc<Control>,
+    datapath: Arc<SharedDatapath>,
+    events: Events,
+    alarms: Alarms,
     chains: Arc<Chains>,
-    peers: Option<Peers>,
+    control: Arc<Control>,
+    /// Absent while no peer is automatic.
+    automatic: Mutex<Option<Automatic>>,
 }
 
-/// The thread of the automatic peers.
-struct Peers {
-    stop: watch::Sender<bool>,
-    thread: thread::JoinHandle<()>,
+/// A configuration that the key manager can take over. Until it has, or this is dropped, no key of
+/// an automatic peer changes.
+pub(crate) struct Prepared {
+    /// Before what it belongs to is dropped.
+    automatic: Option<automatic::Prepared>,
+    /// Started for it.
+    started: Option<Automatic>,
+}
+
+/// The peers of a configuration, as the datapath is to have them.
+pub(crate) struct Wanted {
+    /// With the keys they are to have now.
+    pub(crate) specs: Vec<PeerSpec>,
+    /// Those that keep the keys they have, whatever their spec says.
+    pub(crate) keep_keys_of: HashSet<Arc<str>>,
 }
 
 impl Keys {
-    /// Starts with the datapath, which has the keys of `config`. Peers are listened for when it
-    /// returns.
-    pub(crate) fn start(
-        prepared: Prepared,
-        config: &Config,
-        datapath: &Arc<SharedDatapath>,
-        log: &EventLog,
-    ) -> Result<Self, KeysError> {
+    /// A key manager without peers. The datapath need not run yet.
+    pub(crate) fn new(datapath: &Arc<SharedDatapath>, log: &EventLog) -> Result<Self, KeysError> {
         let events = Events(log.clone());
-        let (peers, automatic) = match prepared.automatic {
-            Some(prepared) => {
-                let identity = prepared.peering.report.clone();
-                let (peers, handle) = Peers::start(prepared, config, datapath, &events)?;
-                (Some(peers), Some((handle, identity)))
-            }
-            None => (None, None),
-        };
+        let alarms = Alarms::default();
         let backend = Arc::clone(datapath);
-        let chains = Chains::start(chain_peers(&config.peers), backend, events, Clock)?;
+        let chains = Chains::start(backend, events.clone(), alarms.clone(), Clock)?;
         let chains = Arc::new(chains);
-        let control = Control::new(&config.peers, Arc::clone(&chains), automatic);
         Ok(Self {
-            control: Arc::new(control),
+            datapath: Arc::clone(datapath),
+            events,
+            alarms,
+            control: Arc::new(Control::new(Arc::clone(&chains))),
             chains,
-            peers,
+            automatic: Mutex::default(),
         })
     }
 
@@ -221,37 +128,130 @@ impl Keys {
         Arc::clone(&self.control)
     }
 
-    /// Follows a configuration whose key chains have changed: `apply` gives all peers to the
-    /// datapath, automatic ones without keys, and may refuse.
-    pub(crate) fn reload<T, E>(
+    /// What an operator should look at.
+    pub(crate) fn alarms(&self) -> Vec<Alarm> {
+        self.alarms.all()
+    }
+
+    /// Does everything that taking a configuration over may fail with. Must not be called within
+    /// an asynchronous task.
+    pub(crate) fn prepare(&self, config: &Config) -> Result<Prepared, KeysError> {
+        let mut running = self.automatic();
+        let any = automatic(&config.peers).next().is_some();
+        if any && running.as_ref().is_some_and(Automatic::is_idle) {
+            // It may have been started with other settings.
+            running.take();
+        }
+        let started = match (&*running, any) {
+            (None, true) => Some(Automatic::start(
+                config,
+                &self.datapath,
+                &self.events,
+                &self.alarms,
+            )?),
+            _ => None,
+        };
+        let machinery = started.as_ref().or(running.as_ref());
+        let prepared = machinery.map(|machinery| machinery.prepare(&config.peers));
+        Ok(Prepared {
+            automatic: prepared.transpose()?,
+            started,
+        })
+    }
+
+    /// Takes over a configuration that was prepared: `apply` gives its peers to the datapath, and
+    /// may refuse. Nothing has changed then.
+    pub(crate) fn take_over<T, E>(
         &self,
+        prepared: Prepared,
         peers: &[Peer],
-        apply: impl FnOnce(&[PeerSpec]) -> Result<T, E>,
+        apply: impl FnOnce(&Wanted) -> Result<T, E>,
     ) -> Result<T, E> {
+        let Prepared {
+            automatic: prepared,
+            started,
+        } = prepared;
         let chain_peers = peers.iter().filter_map(chain_peer).collect();
-        let applied = self.chains.replace(chain_peers, |keys| {
-            let specs: Vec<PeerSpec> = peers.iter().map(|peer| with_keys(peer, keys)).collect();
-            apply(&specs)
+        let mut blocked = Vec::new();
+        let applied = self.chains.replace(chain_peers, |of_chains| {
+            let begun = prepared.as_ref().map(|prepared| &prepared.begun);
+            let wanted = wanted(peers, of_chains, begun);
+            let applied = apply(&wanted)?;
+            blocked = wanted.blocked();
+            Ok(applied)
         })?;
-        self.control.replace(peers);
+        let mut running = self.automatic();
+        if started.is_some() {
+            *running = started;
+        }
+        if let (Some(machinery), Some(prepared)) = (running.as_mut(), prepared) {
+            let settled = machinery.carry_out(prepared);
+            if settled && machinery.is_idle() {
+                running.take();
+            }
+        }
+        // Sessions that had keys before, if any: what they go on with is nobody's key.
+        for name in blocked.iter().filter(|name| self.control.knows(name)) {
+            if let Err(reason) = self.datapath.close(name) {
+                warn!(peer = %name, %reason, "its sessions cannot be closed");
+            }
+        }
+        let answers = |machinery: &Automatic| (machinery.handle.clone(), machinery.identity());
+        self.control.replace(peers, running.as_ref().map(answers));
         Ok(applied)
     }
 
     /// Stops: keys stay as they are.
-    pub(crate) fn stop(&mut self) {
-        if let Some(Peers { stop, thread }) = self.peers.take() {
-            stop.send_replace(true);
-            let _ = thread.join();
-        }
+    pub(crate) fn stop(&self) {
+        drop(self.automatic().take());
         self.chains.stop();
+    }
+
+    fn automatic(&self) -> MutexGuard<'_, Option<Automatic>> {
+        self.automatic
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn with_keys(peer: &Peer, keys: &[(Arc<str>, Vec<Arc<Mkt>>)]) -> PeerSpec {
-    let of_peer = keys.iter().find(|(name, _)| *name == peer.spec.name);
-    PeerSpec {
-        keys: of_peer.map(|(_, keys)| keys.clone()).unwrap_or_default(),
-        ..peer.spec.clone()
+impl Wanted {
+    /// Peers that are to have no keys.
+    fn blocked(&self) -> Vec<Arc<str>> {
+        let without =
+            |spec: &&PeerSpec| spec.keys.is_empty() && !self.keep_keys_of.contains(&spec.name);
+        let blocked = self.specs.iter().filter(without);
+        blocked.map(|spec| Arc::clone(&spec.name)).collect()
+    }
+}
+
+/// What the datapath is to have: keys of chains as their lifetimes say, keys of automatic peers
+/// that are begun as they were stored, all others as they are.
+fn wanted(
+    peers: &[Peer],
+    of_chains: &HashMap<Arc<str>, ChainKeys>,
+    begun: Option<&HashMap<Arc<str>, Vec<Arc<Mkt>>>>,
+) -> Wanted {
+    let mut keep_keys_of = HashSet::new();
+    let mut spec = |peer: &Peer| {
+        let name = &peer.spec.name;
+        let of_chain = of_chains.get(name).map(|ChainKeys(keys)| keys);
+        let fresh = match peer.keys.rollover() {
+            Some(_) => begun.and_then(|begun| begun.get(name)).map(Some),
+            None => of_chain.map(Option::as_ref),
+        };
+        let keys = fresh.flatten();
+        if keys.is_none() {
+            keep_keys_of.insert(Arc::clone(name));
+        }
+        PeerSpec {
+            keys: keys.cloned().unwrap_or_default(),
+            ..peer.spec.clone()
+        }
+    };
+    let specs = peers.iter().map(&mut spec).collect();
+    Wanted {
+        specs,
+        keep_keys_of,
     }
 }
 
@@ -262,82 +262,11 @@ fn chain_peer(peer: &Peer) -> Option<ChainPeer> {
     })
 }
 
-/// Peers with a key chain, and the keys they started with.
-fn chain_peers(peers: &[Peer]) -> Vec<(ChainPeer, Vec<Arc<Mkt>>)> {
-    let both = |peer: &Peer| Some((chain_peer(peer)?, peer.spec.keys.clone()));
-    peers.iter().filter_map(both).collect()
-}
-
-impl Peers {
-    fn start(
-        prepared: Automatic,
-        config: &Config,
-        datapath: &Arc<SharedDatapath>,
-        events: &Events,
-    ) -> Result<(Self, Handle), KeysError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(PEER_THREADS)
-            .thread_name("ao-peers")
-            .enable_all()
-            .build()?;
-        let Automatic {
-            store,
-            peering,
-            peers,
-            look_every,
-        } = prepared;
-        let server = {
-            let _inside = runtime.enter();
-            PeerServer::bind(
-                &config.listen,
-                &peering.identity,
-                Arc::clone(&peering.partners),
-                Limits::default(),
-            )?
-        };
-        let IdentityReport { fingerprint, .. } = &peering.report;
-        info!(
-            fingerprint,
-            peers = peers.len(),
-            listen = ?server.addresses(),
-            "keys are agreed with the peers' sidecars"
-        );
-        let (manager, handle) = Manager::new(
-            peers,
-            store,
-            Arc::clone(datapath),
-            Arc::clone(&peering),
-            events.clone(),
-            Clock,
-            look_every,
-        );
-        let (stop, mut stopped) = watch::channel(false);
-        let door = Arc::new(Door {
-            handle: handle.clone(),
-            peering,
-        });
-        let thread = thread::Builder::new()
-            .name("ao-peering".to_owned())
-            .spawn(move || {
-                let _abort = AbortOnPanic;
-                let mut stop = stopped.clone();
-                let stop = async move {
-                    // An error means that nobody is left to stop it, which is a wish to stop, too.
-                    let _ = stop.wait_for(|&stop| stop).await;
-                };
-                runtime.block_on(async {
-                    let serving = tokio::spawn(server.serve(door, stop));
-                    tokio::select! {
-                        () = manager.run() => {}
-                        _ = stopped.wait_for(|&stop| stop) => {}
-                    }
-                    // Answers under way still go out.
-                    let _ = tokio::time::timeout(LONGEST_STOP, serving).await;
-                });
-                // A transaction under way is completed.
-                runtime.shutdown_timeout(LONGEST_STOP);
-            })?;
-        Ok((Self { stop, thread }, handle))
+/// Tells of a store that nobody needs, when the daemon starts.
+pub(crate) fn note_unused_store(config: &Config) {
+    let store = config.state_dir.join(store::FILE_NAME);
+    if automatic(&config.peers).next().is_none() && store.exists() {
+        warn!("no peer is automatic any more: remove {}", store.display());
     }
 }
 

@@ -1,23 +1,24 @@
 //! The way to the far ends' sidecars: who we are, whom we trust, and calls in either direction.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 use std::{fs, io};
 
 use grpc_api::operator::IdentityReport;
 use grpc_api::peer::{
-    Authority, Caller as PeerCaller, Endpoint, Handler, Partner, Partners, PeerIdentity, Refused,
-    Trust, TrustError, exchange,
+    Authority, Caller as PeerCaller, Handler, Partner, Partners, PeerIdentity, Refused, Trust,
+    TrustError, exchange,
 };
 use keymgr::identity::Identity;
 use keymgr::rollover::message::Message;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use super::manager::{Call, Caller, Handle, NoAnswer};
+use super::manager::{Call, Caller, Handle, Named, NoAnswer};
 use crate::config::{Config, IdentityConfig, Peer, RolloverConfig, TrustConfig};
 
 /// Longest time for a call, connecting included.
@@ -57,16 +58,39 @@ pub(super) struct Peering {
     pub(super) identity: PeerIdentity,
     pub(super) partners: Arc<Partners>,
     pub(super) report: IdentityReport,
-    far_ends: HashMap<Arc<str>, FarEnd>,
+    directory: RwLock<Arc<Directory>>,
+    /// Given to the next peer that is begun.
+    incarnation: AtomicU64,
 }
 
-struct FarEnd {
-    endpoint: Endpoint,
+/// The far ends, by the names of their peers.
+pub(super) type Directory = BTreeMap<Arc<str>, FarEnd>;
+
+pub(super) struct FarEnd {
+    pub(super) config: RolloverConfig,
+    /// See [`Planned::incarnation`](super::manager::Planned::incarnation).
+    pub(super) incarnation: u64,
     trust: Trust,
-    label: String,
+    /// The certificates of `trust`, if it is an authority.
+    roots: Option<Arc<Roots>>,
+    /// Where calls are expected from.
+    addresses: Vec<IpAddr>,
+    /// The first edition of the partners that had this trust.
+    since: u64,
+}
+
+/// Certificates in DER.
+type Roots = Vec<Vec<u8>>;
+
+impl FarEnd {
+    /// Whether a state machine would notice the difference.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.config == other.config && self.roots == other.roots
+    }
 }
 
 impl Peering {
+    /// An identity, and no peers yet.
     pub(super) fn new(config: &Config) -> Result<Self, PeeringError> {
         let (identity, certificate) = match &config.identity {
             IdentityConfig::Own => (
@@ -78,35 +102,83 @@ impl Peering {
                 key_file,
             } => (Identity::load(cert_file, key_file)?, cert_file.clone()),
         };
-        let mut far_ends = HashMap::new();
-        let mut partners = Vec::new();
-        for (peer, rollover) in automatic(&config.peers) {
-            let name = &peer.spec.name;
-            let trust = trust(name, &rollover.trust)?;
-            let endpoint = &rollover.endpoint;
-            let address: IpAddr = peer.spec.remote.address();
-            partners.push(Partner {
-                name: Arc::clone(name),
-                trust: trust.clone(),
-                addresses: [Some(address), endpoint.address()]
-                    .into_iter()
-                    .flatten()
-                    .collect(),
-            });
-            let far_end = FarEnd {
-                endpoint: endpoint.clone(),
-                trust,
-                label: rollover.label.clone(),
-            };
-            far_ends.insert(Arc::clone(name), far_end);
-        }
         Ok(Self {
             report: report(&identity, &certificate, &config.listen),
             identity: PeerIdentity::new(identity.chain().to_vec(), identity.key())?,
-            partners: Arc::new(Partners::new(partners)),
-            far_ends,
+            partners: Arc::new(Partners::new(Vec::new())),
+            directory: RwLock::default(),
+            incarnation: AtomicU64::new(0),
         })
     }
+
+    /// The far ends of this moment.
+    pub(super) fn directory(&self) -> Arc<Directory> {
+        Arc::clone(
+            &self
+                .directory
+                .read()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    /// Reads what the far ends of `peers` need, for [`Peering::set`]. Nothing is changed.
+    pub(super) fn directory_of(&self, peers: &[Peer]) -> Result<Directory, PeeringError> {
+        let former = self.directory();
+        let next_edition = self.partners.edition() + 1;
+        let mut files = BTreeMap::new();
+        let mut directory = Directory::new();
+        for (peer, config) in automatic(peers) {
+            let name = &peer.spec.name;
+            let (trust, roots) = trust(name, &config.trust, &mut files)?;
+            let former = former.get(name);
+            let same_trust = former
+                .filter(|former| former.config.trust == config.trust && former.roots == roots);
+            // Keys that another far end may have are not gone on with.
+            let same_end = former.filter(|former| far_end(&former.config) == far_end(config));
+            let addresses = [Some(peer.spec.remote.address()), config.endpoint.address()];
+            let far_end = FarEnd {
+                config: config.clone(),
+                incarnation: same_end.map_or_else(|| self.next_incarnation(), |it| it.incarnation),
+                trust,
+                roots,
+                addresses: addresses.into_iter().flatten().collect(),
+                since: same_trust.map_or(next_edition, |former| former.since),
+            };
+            directory.insert(Arc::clone(name), far_end);
+        }
+        Ok(directory)
+    }
+
+    fn next_incarnation(&self) -> u64 {
+        self.incarnation.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// From now on these are the far ends that are called. Those whose trust is new cannot call
+    /// before [`Peering::admit`].
+    pub(super) fn set(&self, directory: Directory) {
+        let mut current = self
+            .directory
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(directory);
+    }
+
+    /// From now on the far ends that are called may call.
+    pub(super) fn admit(&self) {
+        let directory = self.directory();
+        let partner = |(name, far_end): (&Arc<str>, &FarEnd)| Partner {
+            name: Arc::clone(name),
+            trust: far_end.trust.clone(),
+            addresses: far_end.addresses.clone(),
+        };
+        self.partners
+            .replace(directory.iter().map(partner).collect());
+    }
+}
+
+/// With whom keys are agreed, as the records have it.
+pub(super) fn far_end(config: &RolloverConfig) -> String {
+    config.trust.to_string()
 }
 
 /// Peers whose keys are agreed.
@@ -125,22 +197,34 @@ fn report(identity: &Identity, certificate: &Path, listen: &[SocketAddr]) -> Ide
     }
 }
 
-fn trust(peer: &Arc<str>, config: &TrustConfig) -> Result<Trust, PeeringError> {
-    match config {
-        TrustConfig::Pinned(fingerprint) => Ok(Trust::Pinned(*fingerprint)),
-        TrustConfig::Authority { ca_file, name } => {
-            let roots = certificates(ca_file).map_err(|source| PeeringError::AuthorityFile {
+/// How a far end is recognised. A file is read once, however many peers name it.
+fn trust(
+    peer: &Arc<str>,
+    config: &TrustConfig,
+    files: &mut BTreeMap<PathBuf, Arc<Roots>>,
+) -> Result<(Trust, Option<Arc<Roots>>), PeeringError> {
+    let (ca_file, name) = match config {
+        TrustConfig::Pinned(fingerprint) => return Ok((Trust::Pinned(*fingerprint), None)),
+        TrustConfig::Authority { ca_file, name } => (ca_file, name),
+    };
+    let roots = match files.get(ca_file) {
+        Some(roots) => Arc::clone(roots),
+        None => {
+            let read = certificates(ca_file).map_err(|source| PeeringError::AuthorityFile {
                 peer: Arc::clone(peer),
                 file: ca_file.clone(),
                 source,
             })?;
-            let authority = Authority::new(&roots, name).map_err(|source| PeeringError::Trust {
-                peer: Arc::clone(peer),
-                source,
-            })?;
-            Ok(Trust::Authority(authority))
+            let roots = Arc::new(read);
+            files.insert(ca_file.clone(), Arc::clone(&roots));
+            roots
         }
-    }
+    };
+    let authority = Authority::new(&roots, name).map_err(|source| PeeringError::Trust {
+        peer: Arc::clone(peer),
+        source,
+    })?;
+    Ok((Trust::Authority(authority), Some(roots)))
 }
 
 fn certificates(file: &Path) -> io::Result<Vec<Vec<u8>>> {
@@ -154,17 +238,17 @@ fn certificates(file: &Path) -> io::Result<Vec<Vec<u8>>> {
 }
 
 impl Caller for Peering {
-    fn call(self: Arc<Self>, peer: Arc<str>, message: Message) -> Call {
+    fn call(self: Arc<Self>, peer: Named, message: Message) -> Call {
         Box::pin(async move {
-            let Some(FarEnd {
-                endpoint,
-                trust,
-                label,
-            }) = self.far_ends.get(&peer)
-            else {
-                return Err("the peer has no endpoint".to_owned());
+            let directory = self.directory();
+            let far_end = directory.get(&peer.name);
+            let Some(far_end) = far_end.filter(|it| it.incarnation == peer.incarnation) else {
+                return Err("the configuration has changed".to_owned());
             };
-            let identity = &self.identity;
+            let RolloverConfig {
+                endpoint, label, ..
+            } = &far_end.config;
+            let (identity, trust) = (&self.identity, &far_end.trust);
             let answer = exchange(endpoint, identity, trust, label, &message, CALL_TIMEOUT);
             answer.await.map_err(|error| error.to_string())
         })
@@ -179,14 +263,22 @@ pub(super) struct Door {
 
 impl Door {
     /// The peer that a call is about: its certificate may be that of several.
-    fn peer(&self, caller: &PeerCaller) -> Result<Arc<str>, Refused> {
-        let is_meant = |peer: &&Arc<str>| {
-            let far_end = self.peering.far_ends.get(&***peer);
-            far_end.is_some_and(|far_end| far_end.label == caller.label)
-        };
-        let mut meant = caller.partners.iter().filter(is_meant);
+    fn peer(&self, caller: &PeerCaller) -> Result<Named, Refused> {
+        let directory = self.peering.directory();
+        let mut meant = caller.partners.iter().filter_map(|name| {
+            let far_end = directory.get(name)?;
+            (far_end.config.label == caller.label).then_some((name, far_end))
+        });
         match (meant.next(), meant.next()) {
-            (Some(peer), None) => Ok(Arc::clone(peer)),
+            // Recognised by what was trusted before, and is not any more.
+            (Some((_, far_end)), None) if caller.edition < far_end.since => {
+                let reason = "the configuration has just changed; connect again";
+                Err(Refused::Unavailable(reason.to_owned()))
+            }
+            (Some((name, far_end)), None) => Ok(Named {
+                name: Arc::clone(name),
+                incarnation: far_end.incarnation,
+            }),
             (None, _) => Err(Refused::Denied(format!(
                 "no peering with you has the label {:?}: compare `label` of [peer.rollover]",
                 caller.label

@@ -161,11 +161,13 @@ fn shared(keys: Vec<Key>, rules: Rules) -> (Shared, Arc<Fake>, EventLog) {
     let shared = Shared {
         backend: fake.clone(),
         events: Events(log.clone()),
+        alarms: Alarms::default(),
         clock: Clock,
         state: Mutex::new(State {
             watch: ClockWatch::new(now(0)),
             peers: vec![Scheduled::new(peer, held)],
             uses: HashMap::new(),
+            looked: None,
         }),
     };
     (shared, fake, log)
@@ -278,7 +280,7 @@ fn a_clock_that_jumps_changes_no_key() {
 fn the_use_of_keys_is_noted() {
     let (shared, _, _) = shared(vec![key(1, 0, None)], rules(OnExpiry::Keep));
     shared.turn(now(5));
-    shared.turn(now(15));
+    shared.turn(now(40));
     let state = shared.state();
     let used = state.uses.get(&("peer".into(), 1)).unwrap();
     assert_eq!((used.verified, used.last), (7, Some(at(5))));

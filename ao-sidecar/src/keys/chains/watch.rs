@@ -9,27 +9,32 @@ use keymgr::chain::{OnExpiry, Wanted};
 use keymgr::clock::ClockChange;
 use keymgr::rollover::{Now, SessionKeys};
 
-use super::{OVERDUE, Scheduled, Shared, State, Use};
+use super::{OBSERVE_EVERY, OVERDUE, Scheduled, Shared, State, Subject, Use};
 use crate::keys::time_text;
 
 impl Shared {
-    /// Looks which keys sessions use.
+    /// Looks which keys sessions use: those of peers that are to use another one, and now and then
+    /// all.
     pub(super) fn observe(&self, state: &mut State, now: Now) {
-        let names: Vec<Arc<str>> = state
-            .peers
-            .iter()
-            .map(|scheduled| Arc::clone(&scheduled.peer.name))
-            .collect();
-        if names.is_empty() {
+        let due = |looked| now.steady >= looked + OBSERVE_EVERY;
+        let all = state.looked.is_none_or(due);
+        let looked_at = |scheduled: &&mut Scheduled| all || scheduled.awaited.is_some();
+        let looked_at: Vec<&mut Scheduled> = state.peers.iter_mut().filter(looked_at).collect();
+        if all {
+            state.looked = Some(now.steady);
+        }
+        if looked_at.is_empty() {
             return;
         }
-        let waiting = state.peers.iter().filter(|peer| peer.awaited.is_some());
-        let waiting: Vec<_> = waiting.map(|peer| Arc::clone(&peer.peer.name)).collect();
+        let name = |scheduled: &Scheduled| Arc::clone(&scheduled.peer.name);
+        let names: Vec<_> = looked_at.iter().map(|scheduled| name(scheduled)).collect();
+        let waiting = looked_at.iter().filter(|peer| peer.awaited.is_some());
+        let waiting: Vec<_> = waiting.map(|scheduled| name(scheduled)).collect();
         if !waiting.is_empty() {
             self.backend.nudge(&waiting);
         }
         let all = self.backend.observe(&names);
-        for ((scheduled, sessions), peer) in state.peers.iter_mut().zip(all).zip(names) {
+        for ((scheduled, sessions), peer) in looked_at.into_iter().zip(all).zip(names) {
             match sessions {
                 Ok(sessions) => {
                     note_use(&mut state.uses, &peer, &sessions, now.wall);
@@ -88,22 +93,27 @@ impl Shared {
             self.tell(scheduled, "chain-ends", Severity::Warning, message);
             scheduled.warned = Some(days);
         }
-        let name = scheduled.peer.chain.name();
-        let message = match (wanted.expired, scheduled.expired) {
-            (Some(OnExpiry::Keep), false) => {
-                format!("key chain {name:?} is over: its last key stays in use; add a key")
-            }
-            (Some(OnExpiry::Close), false) => format!(
-                "key chain {name:?} is over: the peer is blocked and its sessions are closed; add a \
-                 key"
-            ),
-            (_, _) => {
-                scheduled.expired = wanted.expired.is_some();
-                return;
-            }
-        };
-        scheduled.expired = true;
-        self.tell(scheduled, "chain-over", Severity::Alarm, message);
+        let told = scheduled.expired.take();
+        scheduled.expired = wanted.expired;
+        if let (Some(on_expiry), None) = (wanted.expired, told) {
+            let message = over(scheduled.peer.chain.name(), on_expiry);
+            self.tell(scheduled, "chain-over", Severity::Alarm, message);
+        }
+    }
+
+    /// What an operator should look at now.
+    pub(super) fn set_alarms(&self, scheduled: &Scheduled) {
+        let chain = scheduled.peer.chain.name();
+        let over = scheduled.expired.map(|on_expiry| over(chain, on_expiry));
+        let overdue = scheduled.awaited.as_ref().filter(|_| scheduled.overdue);
+        let overdue = overdue.map(|(mkt, _)| {
+            let id = mkt.send_id;
+            format!("not all sessions use the key with send_id {id}: does the far end have it?")
+        });
+        let texts = over.into_iter().chain(overdue);
+        let texts = texts.chain(scheduled.failure.clone()).collect();
+        let subject = Subject::Chain(Arc::clone(&scheduled.peer.name));
+        self.alarms.set(subject, texts);
     }
 
     pub(super) fn tell_clock(&self, change: ClockChange) {
@@ -129,8 +139,19 @@ impl Shared {
                 "the wall clock has been even since its jump: key chains go by it".to_owned(),
             ),
         };
+        let jumped = matches!(change, ClockChange::Jumped { .. });
+        let texts = jumped.then(|| message.clone());
+        self.alarms.set(Subject::Clock, texts.into_iter().collect());
         self.events.tell(None, kind, severity, message);
     }
+}
+
+fn over(chain: &str, on_expiry: OnExpiry) -> String {
+    let outcome = match on_expiry {
+        OnExpiry::Keep => "its last key stays in use",
+        OnExpiry::Close => "the peer is blocked and its sessions are closed",
+    };
+    format!("key chain {chain:?} is over: {outcome}; add a key")
 }
 
 /// Notes how often keys were used, and when they last were.

@@ -1,0 +1,184 @@
+//! Another configuration takes over: all of it or nothing, and one at a time.
+//!
+//! SIGHUP, the API's reload and changes by API all come this way. What can fail comes first and
+//! changes nothing; a failure after that is taken back.
+
+use datapath::{Datapath, Reconfigured};
+use grpc_api::operator::administration::{ChangeKind, Changed, ConfigChange};
+use grpc_api::operator::{ControlError, administration};
+use tracing::{error, info, warn};
+
+use super::roles::{self, RolesError};
+use super::sidecar::{Running, Sidecar};
+use crate::changes::{ChangesError, Staged};
+use crate::config::{self, Config, ConfigError};
+use crate::keys::{KeysError, Wanted};
+use crate::logging;
+
+/// Why the running configuration stays.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApplyError {
+    /// The file is wrong, or does not go together with what was made by API.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A change by API cannot be made.
+    #[error(transparent)]
+    Change(#[from] ControlError),
+    /// Something differs that is read at the start only.
+    #[error("restart ao-sidecar to change {}", .0.join(", "))]
+    NeedsRestart(Vec<String>),
+    /// A group is not known.
+    #[error(transparent)]
+    Roles(#[from] RolesError),
+    /// Keys cannot be managed that way.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// A change by API cannot be kept on disk.
+    #[error("the change cannot be kept on disk: {0}")]
+    Keep(#[from] ChangesError),
+    /// Peers cannot be as they are written.
+    #[error(transparent)]
+    Datapath(#[from] datapath::ReloadError),
+    /// It failed half-way, and what is on disk could not be taken back.
+    #[error(
+        "{refused}; and what was made by API stays changed on disk, as it could not be taken back \
+         ({undo}): it takes effect with the next reload or restart"
+    )]
+    NotTakenBack {
+        /// Why it failed.
+        refused: datapath::ReloadError,
+        /// Why it was not taken back.
+        undo: ChangesError,
+    },
+    /// There is nothing left to change.
+    #[error("the sidecar is stopping")]
+    Stopping,
+}
+
+impl From<ApplyError> for ControlError {
+    fn from(error: ApplyError) -> Self {
+        match error {
+            ApplyError::Change(error) => error,
+            ApplyError::Stopping => Self::Stopping,
+            other => Self::Refused(other.to_string()),
+        }
+    }
+}
+
+impl Sidecar {
+    /// Reads the configuration file again and takes it over. Blocks; for who has the turn.
+    pub(super) fn reload(&self, replace_sessions: bool) -> Result<Changed, ApplyError> {
+        self.apply(self.load()?, None, replace_sessions)
+    }
+
+    /// Makes a change by API. Blocks; for who has the turn.
+    pub(super) fn change(&self, change: administration::Change) -> Result<Changed, ApplyError> {
+        use administration::Change;
+        let replace_sessions = matches!(
+            change,
+            Change::PutPeer {
+                replace_sessions: true,
+                ..
+            }
+        );
+        let running = self.running();
+        let staged = self.changes.stage(change, &running.config)?;
+        let fresh = running.config.with(staged.overlay())?;
+        self.apply(fresh, Some(staged), replace_sessions)
+    }
+
+    fn apply(
+        &self,
+        fresh: Config,
+        staged: Option<Staged>,
+        replace_sessions: bool,
+    ) -> Result<Changed, ApplyError> {
+        let running = self.running();
+        let changes = config::diff(&running.config, &fresh);
+        let restart = changes.iter().filter(|change| change.needs_restart);
+        let restart: Vec<String> = restart.map(|change| change.subject.clone()).collect();
+        if !restart.is_empty() {
+            return Err(ApplyError::NeedsRestart(restart));
+        }
+        let roles = roles::of(&fresh.api)?;
+        let prepared = self.keys.prepare(&fresh)?;
+        let done = self.keys.take_over(prepared, &fresh.peers, |wanted| {
+            let reconfigured = self
+                .datapath
+                .with(|datapath| self.reconfigure(datapath, wanted, staged, replace_sessions));
+            reconfigured.unwrap_or(Err(ApplyError::Stopping))
+        })?;
+        self.roles.replace(roles);
+        logging::set_level(fresh.log.level);
+        let changed = Changed {
+            changes,
+            warnings: fresh.warnings.iter().map(ToString::to_string).collect(),
+        };
+        self.set_running(Running::new(fresh, &self.changes.overlay()));
+        log(&changed, done);
+        Ok(changed)
+    }
+
+    /// Puts a change by API on disk, and gives all peers to the datapath.
+    fn reconfigure(
+        &self,
+        datapath: &Datapath,
+        wanted: &Wanted,
+        staged: Option<Staged>,
+        replace_sessions: bool,
+    ) -> Result<Reconfigured, ApplyError> {
+        let Wanted {
+            specs,
+            keep_keys_of,
+        } = wanted;
+        datapath.check(specs, keep_keys_of, replace_sessions)?;
+        let undo = staged.as_ref().map(Staged::undo);
+        if let Some(staged) = staged {
+            self.changes.keep(staged)?;
+        }
+        let refused = match datapath.reconfigure(specs, keep_keys_of, replace_sessions) {
+            Ok(done) => return Ok(done),
+            Err(refused) => refused,
+        };
+        match undo.map_or(Ok(()), |undo| self.changes.keep(undo)) {
+            Ok(()) => Err(refused.into()),
+            Err(undo) => {
+                let failure = ApplyError::NotTakenBack { refused, undo };
+                error!("{failure}");
+                Err(failure)
+            }
+        }
+    }
+}
+
+/// One line for each change, and what it did to sessions.
+fn log(changed: &Changed, done: Reconfigured) {
+    for ConfigChange {
+        subject,
+        kind,
+        details,
+        ..
+    } in &changed.changes
+    {
+        let details = details.join(", ");
+        match kind {
+            ChangeKind::Added => info!("configuration: {subject} added"),
+            ChangeKind::Removed => info!("configuration: {subject} removed"),
+            ChangeKind::Changed => info!("configuration: {subject} changed: {details}"),
+        }
+    }
+    for warning in &changed.warnings {
+        warn!("configuration:{warning}");
+    }
+    let Reconfigured {
+        added,
+        removed,
+        changed,
+        rekeyed,
+        closed,
+    } = done;
+    info!(
+        added,
+        removed, changed, rekeyed, closed, "configuration taken over"
+    );
+}

@@ -1,0 +1,209 @@
+//! What runs: configuration, datapath and keys, and what is told about them.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Instant, SystemTime};
+
+use datapath::report::Report;
+use datapath::settings::{Backend, OnExit, Settings};
+use datapath::{Datapath, StopError};
+use grpc_api::operator::EventLog;
+use grpc_api::{PeerFacts, Roles, Snapshot, Source};
+use tracing::info;
+
+use super::alarms::Watched;
+use super::{DaemonError, Options, roles};
+use crate::VERSION;
+use crate::audit::AuditLog;
+use crate::changes::Changes;
+use crate::config::{Config, ConfigError, Overlay, Peer};
+use crate::keys::{Control, Keys, SharedDatapath, note_unused_store};
+
+/// What runs.
+pub(super) struct Sidecar {
+    started: Instant,
+    options: Options,
+    running: RwLock<Arc<Running>>,
+    pub(super) datapath: Arc<SharedDatapath>,
+    pub(super) keys: Keys,
+    pub(super) changes: Changes,
+    pub(super) audit: AuditLog,
+    pub(super) roles: Roles,
+    /// Held by whoever takes over a configuration, until that is done.
+    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
+    watched: Mutex<Watched>,
+}
+
+/// A configuration that runs, and what is told about it again and again.
+pub(super) struct Running {
+    pub(super) config: Arc<Config>,
+    facts: Arc<[PeerFacts]>,
+    file: String,
+    pub(super) loaded_at: SystemTime,
+    /// What was made by API, such as `peer as64502`.
+    pub(super) api_made: Vec<String>,
+}
+
+impl Running {
+    pub(super) fn new(config: Config, made: &Overlay) -> Self {
+        Self {
+            facts: config.peers.iter().map(facts).collect(),
+            file: config.file().display().to_string(),
+            config: Arc::new(config),
+            loaded_at: SystemTime::now(),
+            api_made: made.names(),
+        }
+    }
+}
+
+impl Sidecar {
+    /// Starts datapath and keys. Blocks; when it returns, rules and guard are active.
+    pub(super) fn start(
+        options: Options,
+        config: Config,
+        changes: Changes,
+        events: &EventLog,
+    ) -> Result<Self, DaemonError> {
+        let roles = Roles::new(roles::of(&config.api)?);
+        note_unused_store(&config);
+        let datapath = Arc::new(SharedDatapath::default());
+        let keys = Keys::new(&datapath, events)?;
+        // Before the datapath: automatic peers have the keys of the store from its first moment.
+        let prepared = keys.prepare(&config)?;
+        keys.take_over(prepared, &config.peers, |wanted| {
+            let settings = Settings {
+                peers: wanted.specs.clone(),
+                ..config.settings(options.replace_sessions)
+            };
+            datapath.put(Datapath::start(settings)?);
+            Ok::<_, DaemonError>(())
+        })?;
+        Ok(Self {
+            started: Instant::now(),
+            audit: AuditLog::new(&config.state_dir),
+            running: RwLock::new(Arc::new(Running::new(config, &changes.overlay()))),
+            options,
+            datapath,
+            keys,
+            changes,
+            roles,
+            turn: Arc::default(),
+            watched: Mutex::default(),
+        })
+    }
+
+    /// The configuration in use.
+    pub(super) fn running(&self) -> Arc<Running> {
+        Arc::clone(&self.running.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on this one is in use.
+    pub(super) fn set_running(&self, running: Running) {
+        *self.running.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(running);
+    }
+
+    /// The configuration file as it is now, together with what was made by API.
+    pub(super) fn load(&self) -> Result<Config, ConfigError> {
+        let loaded = Config::load(&self.options.config, &self.changes.overlay())?;
+        Ok(self.as_started(loaded))
+    }
+
+    /// What the command line replaces stays replaced.
+    pub(super) fn as_started(&self, mut config: Config) -> Config {
+        if let Some(folder) = &self.options.state_dir {
+            config.state_dir.clone_from(folder);
+        }
+        if let Some(socket) = &self.options.api_socket {
+            config.api_socket.clone_from(socket);
+        }
+        config
+    }
+
+    /// The file that the configuration is read from.
+    pub(super) fn file(&self) -> &Path {
+        &self.options.config
+    }
+
+    pub(super) fn control(&self) -> Arc<Control> {
+        self.keys.control()
+    }
+
+    pub(super) fn log_start(&self, socket: impl std::fmt::Display) {
+        let Some(report) = self.datapath.with(Datapath::report) else {
+            return;
+        };
+        info!(
+            datapath = backends(&report),
+            peers = report.peers.len(),
+            queue_rules = report.queue_rules,
+            guard = report.guard,
+            strip = report.strips,
+            api = %socket,
+            "protecting"
+        );
+    }
+
+    /// What is wrong, if anything is; nothing while it stops.
+    pub(super) fn health(&self) -> Result<(), String> {
+        self.datapath.with(Datapath::health).unwrap_or(Ok(()))
+    }
+
+    /// Stops in order. Blocks.
+    pub(super) fn stop(&self) -> Result<(), StopError> {
+        self.keys.stop();
+        self.datapath.take().map_or(Ok(()), Datapath::stop)
+    }
+
+    /// What happens to rules and guard when it stops.
+    pub(super) fn on_exit(&self) -> OnExit {
+        self.running().config.on_exit
+    }
+
+    pub(super) fn watched(&self) -> MutexGuard<'_, Watched> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Source for Sidecar {
+    fn snapshot(&self) -> Option<Snapshot> {
+        let report = self.datapath.with(Datapath::report)?;
+        let running = self.running();
+        let mut alarms = self.watched().alarms(&report, Instant::now());
+        alarms.extend(self.keys.alarms());
+        Some(Snapshot {
+            version: VERSION,
+            uptime: self.started.elapsed(),
+            datapath: backends(&report),
+            peers: Arc::clone(&running.facts),
+            report,
+            alarms,
+            config_file: running.file.clone(),
+            config_loaded_at: running.loaded_at,
+            api_made: u32::try_from(running.api_made.len()).unwrap_or(u32::MAX),
+        })
+    }
+}
+
+/// What the API tells of a peer beside the datapath's report.
+fn facts(peer: &Peer) -> PeerFacts {
+    PeerFacts {
+        name: peer.spec.name.clone(),
+        // Empty when keys are agreed.
+        key_chain: peer
+            .keys
+            .chain()
+            .map_or_else(String::new, |chain| chain.name().to_owned()),
+        ports: (*peer.spec.ports.start(), *peer.spec.ports.end()),
+        origin: peer.origin,
+    }
+}
+
+/// The backends that serve a peer.
+fn backends(report: &Report) -> &'static str {
+    let serves = |backend| report.peers.iter().any(|peer| peer.backend == backend);
+    match (serves(Backend::Kernel), serves(Backend::Userspace)) {
+        (true, true) => "kernel and userspace",
+        (true, false) => "kernel",
+        (false, _) => "userspace",
+    }
+}

@@ -136,7 +136,7 @@ pub struct QueueReport {
     pub overruns: u64,
     /// Packets that wait in it.
     pub waiting: u32,
-    /// Packets the kernel dropped because the queue was full.
+    /// Packets the kernel dropped because the queue, or the buffer of its socket, was full.
     pub dropped: u64,
 }
 

@@ -52,7 +52,7 @@ impl Running {
             queue_rules: self.firewall.queue_rules().as_str(),
             guard: self.firewall.guard().as_str(),
             rules_restored: self.firewall.restored(),
-            firewall_drops: self.firewall.recent_drops().unwrap_or_default(),
+            firewall_drops: self.firewall.recent_drops(),
             peers: peers.iter().map(peer_report).collect(),
             ..Report::default()
         };

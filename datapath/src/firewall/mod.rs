@@ -21,7 +21,8 @@ mod xt;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ao_sys::links::Links;
@@ -34,6 +35,8 @@ pub use watcher::Watcher;
 
 /// For how long counts of drops are told again, before the tools are run for newer ones.
 const COUNTS_LAST: Duration = Duration::from_secs(1);
+/// How long newer ones are waited for: longer than the tools take for some hundred rules.
+const COUNTS_PATIENCE: Duration = Duration::from_millis(25);
 
 /// Unsigned segments of one peer that reach the engine, which counts them by session and tells
 /// why they were refused; the rest is dropped and counted in the firewall.
@@ -130,14 +133,20 @@ struct State {
     replaced: BTreeMap<&'static str, u64>,
 }
 
-/// Drops as they were counted last, and when.
-type Counted = Option<(Instant, BTreeMap<&'static str, u64>)>;
+/// Drops as they were counted last.
+#[derive(Default)]
+struct Counts {
+    drops: BTreeMap<&'static str, u64>,
+    read: Option<Instant>,
+    /// Whether they are being read.
+    reading: bool,
+}
 
 /// The rules in the kernel.
 pub struct Firewall {
     queue: Mechanism,
     state: Mutex<State>,
-    counted: Mutex<Counted>,
+    counts: Mutex<Counts>,
     restored: AtomicU64,
     /// Why the last look at the rules left them other than they should be.
     trouble: Mutex<Option<String>>,
@@ -159,7 +168,7 @@ impl Firewall {
         Ok(Self {
             queue,
             state: Mutex::default(),
-            counted: Mutex::default(),
+            counts: Mutex::default(),
             restored: AtomicU64::new(0),
             trouble: Mutex::default(),
         })
@@ -293,27 +302,52 @@ impl Firewall {
         self.state().drops()
     }
 
-    /// The same as it was at most a second ago, or before the change of rules that is under way.
-    ///
-    /// # Errors
-    /// When a tool is missing.
-    pub fn recent_drops(&self) -> Result<BTreeMap<&'static str, u64>, Error> {
-        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((when, drops)) = &*counted
-            && when.elapsed() < COUNTS_LAST
-        {
-            return Ok(drops.clone());
+    /// The same as it was a moment ago, or as long ago as it takes to read it anew: with thousands
+    /// of peers, or while rules are being changed, that is more than anybody should wait.
+    #[must_use]
+    pub fn recent_drops(self: &Arc<Self>) -> BTreeMap<&'static str, u64> {
+        let mut counts = self.counts();
+        let is_recent = counts.read.is_some_and(|read| read.elapsed() < COUNTS_LAST);
+        if is_recent || counts.reading {
+            return counts.drops.clone();
         }
-        let drops = match self.state.try_lock() {
-            Ok(state) => state.drops()?,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().drops()?,
-            Err(TryLockError::WouldBlock) => {
-                let last = counted.as_ref().map(|(_, drops)| drops.clone());
-                return Ok(last.unwrap_or_default());
-            }
+        counts.reading = true;
+        drop(counts);
+        let (tell, told) = mpsc::channel();
+        let this = Arc::clone(self);
+        let count = move || {
+            this.count();
+            let _ = tell.send(());
         };
-        *counted = Some((Instant::now(), drops.clone()));
-        Ok(drops)
+        match thread::Builder::new()
+            .name("ao-counts".to_owned())
+            .spawn(count)
+        {
+            Ok(_) => drop(told.recv_timeout(COUNTS_PATIENCE)),
+            Err(error) => {
+                tracing::warn!(%error, "the firewall's counts cannot be read");
+                self.counts().reading = false;
+            }
+        }
+        self.counts().drops.clone()
+    }
+
+    /// Reads the counts, for those who ask next.
+    fn count(&self) {
+        let drops = self.drops();
+        let mut counts = self.counts();
+        counts.reading = false;
+        match drops {
+            Ok(drops) => {
+                counts.drops = drops;
+                counts.read = Some(Instant::now());
+            }
+            Err(error) => tracing::warn!(%error, "the firewall's counts cannot be read"),
+        }
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Times rules had to be put back.

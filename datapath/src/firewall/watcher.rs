@@ -151,6 +151,7 @@ impl Watch {
     fn step(&mut self, on_links: &dyn Fn(&Arc<Links>)) -> Result<bool, Error> {
         if self.checked.elapsed() >= CHECK_EVERY {
             self.suspicious = true;
+            self.firewall.count();
         }
         if self.suspicious {
             self.restore()?;

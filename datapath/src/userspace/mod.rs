@@ -6,13 +6,14 @@
 mod icmp;
 mod journal;
 mod log;
+mod queues;
 mod reports;
 mod restored;
 mod routes;
 mod sessions;
 mod worker;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -196,21 +197,30 @@ impl Userspace {
     pub(crate) fn report(&self, report: &mut Report) {
         let links = self.shared.links();
         report.strips = self.shared.strips;
+        let names = report.peers.iter().map(|peer| Arc::clone(&peer.name));
+        let places: HashMap<Arc<str>, usize> = names.zip(0..).collect();
         for (_, worker) in worker_reports(&self.workers) {
             add(&mut report.drops, &worker.drops);
+            report.macs += worker.macs;
+            report.mac_time += worker.mac_time;
             report
                 .sessions
                 .extend(worker.sessions.iter().map(|view| view.report(&links)));
-            for peer in &mut report.peers {
-                if let Some(counted) = worker.peers.get(&peer.name) {
-                    peer.segments_good += counted.good;
-                    peer.segments_sent += counted.sent;
-                    add(&mut peer.drops, &counted.drops);
-                }
+            for (name, counted) in worker.peers {
+                let place = places.get(&name).copied();
+                let Some(peer) = place.and_then(|place| report.peers.get_mut(place)) else {
+                    continue;
+                };
+                peer.segments_good += counted.good;
+                peer.segments_sent += counted.sent;
+                add(&mut peer.drops, &counted.drops);
+                let both = [peer.last_refused, counted.last_refused];
+                peer.last_refused = both.into_iter().flatten().min_by_key(|last| last.ago);
             }
             report.queues.push(worker.queue);
         }
         report.queues.push(self.icmp.queue_report());
+        queues::fill_in(&mut report.queues);
         add(&mut report.drops, &self.icmp.drops());
         report
             .sessions

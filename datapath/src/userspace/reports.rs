@@ -8,7 +8,7 @@ use ao_engine::engine::{KeyCounters, SessionCounters, SessionState, SessionView}
 use ao_engine::policy::{ConnectionId, Mkt};
 use ao_sys::links::Links;
 
-use crate::report::{KeyUse, QueueReport, Session};
+use crate::report::{KeyUse, LastRefused, QueueReport, Session};
 use crate::settings::Backend;
 use crate::sockets;
 
@@ -87,6 +87,7 @@ pub(super) struct PeerCounts {
     pub(super) good: u64,
     pub(super) sent: u64,
     pub(super) drops: BTreeMap<&'static str, u64>,
+    pub(super) last_refused: Option<LastRefused>,
 }
 
 /// What one worker tells.
@@ -94,6 +95,8 @@ pub(super) struct PeerCounts {
 pub(super) struct WorkerReport {
     pub(super) queue: QueueReport,
     pub(super) sessions: Vec<ConnectionReport>,
-    pub(super) peers: BTreeMap<Arc<str>, PeerCounts>,
+    pub(super) peers: Vec<(Arc<str>, PeerCounts)>,
     pub(super) drops: BTreeMap<&'static str, u64>,
+    pub(super) macs: u64,
+    pub(super) mac_time: Duration,
 }

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ao_engine::engine::{Action, Change, Direction, Engine, Limits, Link, Packet, Verdict};
+use ao_engine::engine::{
+    Action, Change, Direction, Engine, Limits, Link, Packet, Refused, Verdict,
+};
 use ao_engine::policy::{ConnectionId, Policy};
 use ao_engine::reason::DropReason;
 use ao_engine::record::EntryId;
@@ -25,8 +27,8 @@ use super::reports::{ConnectionReport, PeerCounts, WorkerReport};
 use super::restored::Restored;
 use super::routes::Routes;
 use crate::abort::AbortOnPanic;
-use crate::mac::Provider;
-use crate::report::QueueReport;
+use crate::mac::Timed;
+use crate::report::{LastRefused, QueueReport};
 use crate::settings::Settings;
 
 /// Between two ticks of the engine, in milliseconds.
@@ -157,7 +159,7 @@ impl Handle {
 pub(super) struct Worker {
     number: u16,
     queue: Queue,
-    engine: Engine<Provider>,
+    engine: Engine<Timed>,
     shared: Arc<Shared>,
     links: Arc<Links>,
     slots: HashMap<EntryId, Slot>,
@@ -176,7 +178,7 @@ impl Worker {
             strip: shared.strips,
             unknown_per_second: UNKNOWN_PER_SECOND,
         };
-        let mut engine = Engine::new(Provider, limits, number);
+        let mut engine = Engine::new(Timed::default(), limits, number);
         engine.set_policy(policy);
         let counts = QueueReport {
             number: queue.number(),
@@ -520,23 +522,28 @@ impl Worker {
                 .map(|(reason, count)| (reason.as_str(), count))
                 .collect()
         };
+        let now = self.shared.now();
+        let last_refused = |refused: Refused| LastRefused {
+            reason: refused.reason.as_str(),
+            ago: now.since(refused.at),
+            key_id: refused.key_id,
+        };
+        let peers = self.engine.peer_counters().map(|(name, counters)| {
+            let counts = PeerCounts {
+                good: counters.good,
+                sent: counters.sent,
+                drops: by_name(&counters.drops),
+                last_refused: counters.last_refused.map(last_refused),
+            };
+            (Arc::clone(name), counts)
+        });
         WorkerReport {
             queue: self.counts.clone(),
             sessions: self.sessions(|_| true),
-            peers: self
-                .engine
-                .peer_counters()
-                .map(|(name, counters)| {
-                    let drops = by_name(&counters.drops);
-                    let counts = PeerCounts {
-                        good: counters.good,
-                        sent: counters.sent,
-                        drops,
-                    };
-                    (Arc::clone(name), counts)
-                })
-                .collect(),
+            peers: peers.collect(),
             drops: by_name(self.engine.unmatched_drops()),
+            macs: self.engine.provider().macs(),
+            mac_time: self.engine.provider().time(),
         }
     }
 }

@@ -11,4 +11,5 @@ mod evidence;
 mod kernel;
 mod reconfigure;
 mod rollover;
+mod scale;
 mod support;

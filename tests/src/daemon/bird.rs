@@ -99,6 +99,12 @@ fn configuration(speaker: &Speaker) -> String {
         .vrf
         .as_ref()
         .map_or_else(String::new, |name| format!("  vrf \"{name}\";\n"));
+    let password = speaker
+        .password
+        .as_ref()
+        .map_or_else(String::new, |password| {
+            format!("  password \"{password}\";\n")
+        });
     let mut routes = String::new();
     for index in speaker.first_route..speaker.first_route + speaker.routes {
         let route = prefix(speaker.family, index);
@@ -115,7 +121,7 @@ protocol device {{}}
   {channel};
 {routes}}}
 protocol bgp {name} {{
-{vrf}  debug {{ states, events }};
+{vrf}{password}  debug {{ states, events }};
   local {local}{zone} as {local_as};
   neighbor {remote} as {remote_as};
   {reach};

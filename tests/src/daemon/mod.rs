@@ -53,6 +53,8 @@ pub struct Speaker {
     pub vrf: Option<String>,
     /// Takes any neighbor in this prefix and only waits: the daemon's own dynamic neighbors.
     pub range: Option<String>,
+    /// TCP-MD5 password of the session; only BIRD is given it.
+    pub password: Option<String>,
 }
 
 impl Speaker {
@@ -71,6 +73,7 @@ impl Speaker {
             routes: 10,
             vrf: None,
             range: None,
+            password: None,
         };
         (
             one(a, b, 64501, 64502, false, 0),

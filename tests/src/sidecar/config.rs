@@ -123,6 +123,8 @@ pub struct Config {
     pub strip: &'static str,
     /// `auto`, `kernel` or `userspace`.
     pub datapath: &'static str,
+    /// Lowest TTL accepted from the peer; 0 accepts all.
+    pub ttl_min: u8,
 }
 
 impl Config {
@@ -136,6 +138,7 @@ impl Config {
             on_exit: "keep",
             strip: "auto",
             datapath: "userspace",
+            ttl_min: 0,
         }
     }
 
@@ -152,8 +155,9 @@ impl Config {
         }
         let _ = write!(
             text,
-            "[[peer]]\nname = \"peer\"\naddress = \"{}\"\nport = {}\nkey_chain = \"chain\"\n",
-            self.peer, self.port
+            "[[peer]]\nname = \"peer\"\naddress = \"{}\"\nport = {}\nkey_chain = \"chain\"\n\
+             ttl_min = {}\n",
+            self.peer, self.port, self.ttl_min
         );
         scratch.write("config.toml", &text)
     }

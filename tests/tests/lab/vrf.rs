@@ -88,6 +88,7 @@ impl Net {
             routes: 10,
             vrf: None,
             range: None,
+            password: None,
         };
         let host = Speaker {
             vrf: Some(COLOURS[index].to_owned()),

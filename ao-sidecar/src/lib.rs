@@ -14,6 +14,8 @@ mod keys;
 pub mod launch;
 mod logging;
 pub mod metrics;
+#[cfg(test)]
+mod small_disk;
 
 /// Version of both binaries.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

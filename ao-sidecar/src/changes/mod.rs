@@ -2,17 +2,22 @@
 //! file, in `changes.redb` of the state folder. Secrets are sealed there, and a deleted one is
 //! destroyed.
 
+mod record;
+mod stage;
+
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use grpc_api::operator::ControlError;
 use grpc_api::operator::administration::Change;
-use keymgr::store::{SealingKey, SealingKeyError, Store, StoreError};
+use keymgr::store::{CHANGES_FILE_NAME, SealingKey, SealingKeyError, Store, StoreError};
 
+pub use self::stage::Staged;
 use crate::config::{Config, ConfigError, Overlay, StatePlaces};
 
-/// Name of the store in the state folder.
-pub const FILE_NAME: &str = "changes.redb";
+/// Most peers, key chains and keys that can be made by API, together.
+pub const MOST_OBJECTS: usize = 4096;
 
 /// Why what was made by API cannot be read or kept.
 #[derive(Debug, thiserror::Error)]
@@ -23,44 +28,44 @@ pub enum ChangesError {
     /// The store is of no use.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What is in the store is of no use.
+    #[error(
+        "{} has {name:?} in a form that this release cannot use ({what}): start the release that \
+         made it, or move the file away and make anew what was made by API", store.display()
+    )]
+    Record {
+        /// The store.
+        store: PathBuf,
+        /// What the store calls it.
+        name: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The configuration cannot be put into words.
+    #[error("{name:?} cannot be kept: {what}")]
+    Unwritable {
+        /// What the store would call it.
+        name: String,
+        /// What is wrong with it.
+        what: String,
+    },
 }
 
 /// What was made by API, on disk. Calls block on the disk; changes are made one at a time.
 #[derive(Debug)]
 pub struct Changes {
-    state_dir: PathBuf,
+    path: PathBuf,
     sealing_key_file: Option<PathBuf>,
-    now: Mutex<Now>,
+    kept: Mutex<Kept>,
 }
 
 #[derive(Debug, Default)]
-struct Now {
+struct Kept {
     overlay: Overlay,
+    /// Nothing before the first change.
     store: Option<Store>,
-}
-
-/// A change that was checked against what is there, and is not kept yet.
-#[derive(Clone, Debug)]
-pub struct Staged {
-    overlay: Overlay,
-    former: Overlay,
-}
-
-impl Staged {
-    /// What there would be.
-    #[must_use]
-    pub fn overlay(&self) -> &Overlay {
-        &self.overlay
-    }
-
-    /// The change that takes this one back.
-    #[must_use]
-    pub fn undo(&self) -> Self {
-        Self {
-            overlay: self.former.clone(),
-            former: self.overlay.clone(),
-        }
-    }
+    /// By name of the row: its rank among all objects, by which they are put in order.
+    ranks: HashMap<String, u64>,
 }
 
 impl Changes {
@@ -70,22 +75,32 @@ impl Changes {
     /// # Errors
     /// When there is a store that cannot be used; it is left as it is.
     pub fn open(state_dir: &Path, sealing_key_file: Option<&Path>) -> Result<Self, ChangesError> {
-        let mut now = Now::default();
-        if state_dir.join(FILE_NAME).symlink_metadata().is_ok() {
-            let key = SealingKey::load(state_dir, sealing_key_file)?;
-            now.store = Some(Store::open(&state_dir.join(FILE_NAME), &key)?);
-        }
-        Ok(Self {
-            state_dir: state_dir.to_owned(),
+        let changes = Self {
+            path: state_dir.join(CHANGES_FILE_NAME),
             sealing_key_file: sealing_key_file.map(Path::to_owned),
-            now: Mutex::new(now),
-        })
+            kept: Mutex::default(),
+        };
+        if changes.path.symlink_metadata().is_ok() {
+            let mut store = changes.open_store()?;
+            let mut kept = changes.kept();
+            for stored in store.load()? {
+                kept.read(stored)
+                    .map_err(|(name, what)| ChangesError::Record {
+                        store: changes.path.clone(),
+                        name,
+                        what,
+                    })?;
+            }
+            kept.order();
+            kept.store = Some(store);
+        }
+        Ok(changes)
     }
 
     /// What is there.
     #[must_use]
     pub fn overlay(&self) -> Overlay {
-        self.now().overlay.clone()
+        self.kept().overlay.clone()
     }
 
     /// What there would be after `change`. Nothing is kept; whether it is a correct configuration,
@@ -95,12 +110,7 @@ impl Changes {
     /// When what is to be made exists in `running`, what is to be changed does not or is the
     /// file's, or a value is wrong.
     pub fn stage(&self, change: Change, running: &Config) -> Result<Staged, ControlError> {
-        let _ = (change, running);
-        let former = self.overlay();
-        Ok(Staged {
-            overlay: former.clone(),
-            former,
-        })
+        stage::stage(&self.overlay(), change, running)
     }
 
     /// Keeps a change: when it returns, all of it is on disk, and what it deleted is destroyed.
@@ -108,17 +118,32 @@ impl Changes {
     /// # Errors
     /// When the disk fails or is full; then everything is as before.
     pub fn keep(&self, staged: Staged) -> Result<(), ChangesError> {
-        let mut now = self.now();
-        if now.store.is_none() {
-            let key = SealingKey::load(&self.state_dir, self.sealing_key_file.as_deref())?;
-            now.store = Some(Store::open(&self.state_dir.join(FILE_NAME), &key)?);
+        let mut kept = self.kept();
+        let mut store = match kept.store.take() {
+            Some(store) => store,
+            None => self.open_store()?,
+        };
+        let saved = kept.save(&mut store, &staged.row, &staged.overlay);
+        if saved.is_err() {
+            // The disk may have it even so. It shall not come back with the next start; where the
+            // disk refuses this, too, it has refused the change.
+            let former = kept.overlay.clone();
+            let _ = kept.save(&mut store, &staged.row, &former);
         }
-        now.overlay = staged.overlay;
+        kept.store = Some(store);
+        saved?;
+        kept.take_over(&staged.row, &staged.overlay);
         Ok(())
     }
 
-    fn now(&self) -> MutexGuard<'_, Now> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    fn open_store(&self) -> Result<Store, ChangesError> {
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        let key = SealingKey::load(folder, self.sealing_key_file.as_deref())?;
+        Ok(Store::open(&self.path, &key)?)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -146,3 +171,6 @@ pub fn load(file: &Path, state_dir: Option<&Path>) -> Result<(Config, Changes), 
     folder.clone_into(&mut config.state_dir);
     Ok((config, changes))
 }
+
+#[cfg(test)]
+mod tests;

@@ -97,20 +97,19 @@ impl<'r> Reader<'r> {
         for section in sections {
             let place = section.place_of("name");
             let name = section.parsed("name", checked_name);
+            let same = |(other, _): &&(Named, _)| Some(&other.name) == name.as_ref();
+            let first = chains.iter().find(same).map(|(_, first)| first.clone());
+            if let (Some(first), Some(name)) = (&first, &name) {
+                place.problem(exists_twice("key chain", "chains", name, first, &place));
+                if place.origin() == Origin::Api {
+                    // Its keys were taken for the other's.
+                    continue;
+                }
+            }
             let beside = name.as_ref().and_then(|name| added.remove(name));
-            let Some(chain) = self.chain(section, name, beside.unwrap_or_default()) else {
-                continue;
-            };
-            if let Some((_, first)) = chains.iter().find(|(other, _)| other.name == chain.name) {
-                place.problem(exists_twice(
-                    "key chain",
-                    "chains",
-                    &chain.name,
-                    first,
-                    &place,
-                ));
-            } else {
-                chains.push((chain, place));
+            let chain = self.chain(section, name, beside.unwrap_or_default());
+            if first.is_none() {
+                chains.extend(chain.map(|chain| (chain, place)));
             }
         }
         for (name, keys) in &added {
@@ -373,7 +372,7 @@ fn rules(chain: &Section<'_, '_>) -> Rules {
 }
 
 /// A name without the characters that would make status and logs ambiguous.
-pub(super) fn checked_name(name: &str) -> Result<String, String> {
+pub(crate) fn checked_name(name: &str) -> Result<String, String> {
     if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
         return Err("a name has 1 to 64 octets and no control characters; write another".into());
     }

@@ -50,6 +50,26 @@ impl Overlay {
         peers.chain(chains).collect()
     }
 
+    /// How many peers, key chains and keys there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let chains = self.chains.iter();
+        let in_chains = chains.map(|chain| usize::from(chain.rules.is_some()) + chain.keys.len());
+        self.peers.len() + in_chains.sum::<usize>()
+    }
+
+    pub(crate) fn peer(&self, name: &str) -> Option<&PeerSpec> {
+        self.peers.iter().find(|peer| peer.name == name)
+    }
+
+    pub(crate) fn chain(&self, name: &str) -> Option<&MadeChain> {
+        self.chains.iter().find(|chain| chain.name == name)
+    }
+
+    pub(crate) fn chain_mut(&mut self, name: &str) -> Option<&mut MadeChain> {
+        self.chains.iter_mut().find(|chain| chain.name == name)
+    }
+
     /// The same as a text that is read like the file. Its secrets are beside it.
     pub(super) fn document(&self) -> Document<'_> {
         let mut document = Document::default();

@@ -3,13 +3,30 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::CHANGES_FILE_NAME;
 use crate::secret_file::SecretFileError;
 
-/// What moving the store away leads to.
-macro_rules! afresh {
-    () => {
-        "automatic peers then agree on new keys, and are blocked until their far ends are reached"
-    };
+/// What moving a store away leads to.
+pub(super) fn afresh(store: &Path) -> &'static str {
+    match of_changes(store) {
+        true => "what was made by API is lost then, and its peers are not protected any more",
+        false => {
+            "automatic peers then agree on new keys, and are blocked until their far ends are \
+             reached"
+        }
+    }
+}
+
+fn of_changes(store: &Path) -> bool {
+    store.ends_with(CHANGES_FILE_NAME)
+}
+
+/// What stands still while there is no room.
+fn until_there_is_room(store: &Path) -> &'static str {
+    match of_changes(store) {
+        true => "until then nothing can be changed by API",
+        false => "until then no rollover goes on",
+    }
 }
 
 /// Why the store cannot be used. The text is one line, names the files and ends with the way back.
@@ -18,7 +35,7 @@ pub enum StoreError {
     /// Its contents contradict each other, or somebody has edited them.
     #[error(
         "{} is damaged ({what}): put a backup in its place, or move it away and start again; {}",
-        path.display(), afresh!()
+        path.display(), afresh(path)
     )]
     Corrupt {
         /// The store.
@@ -39,7 +56,7 @@ pub enum StoreError {
     #[error(
         "{} has format {found}, of {} ao-sidecar (this one reads {supported}): start that version, \
          or move the file away and start again; {}",
-        path.display(), if found > supported { "a newer" } else { "an older" }, afresh!()
+        path.display(), if found > supported { "a newer" } else { "an older" }, afresh(path)
     )]
     Version {
         /// The store.
@@ -52,7 +69,7 @@ pub enum StoreError {
     /// It was sealed with another key.
     #[error(
         "{} was sealed with another key than the one in {}: put that key back, or move {} away and \
-         start again; {}", path.display(), key.display(), path.display(), afresh!()
+         start again; {}", path.display(), key.display(), path.display(), afresh(path)
     )]
     WrongKey {
         /// The store.
@@ -99,8 +116,8 @@ pub enum StoreError {
     },
     /// The file system, or a quota, is full.
     #[error(
-        "no room for {}, which stays as it was: make room on its file system; until then no \
-         rollover goes on", path.display()
+        "no room for {}, which stays as it was: make room on its file system; {}",
+        path.display(), until_there_is_room(path)
     )]
     Full {
         /// The file.

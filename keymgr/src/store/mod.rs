@@ -41,6 +41,8 @@ use crate::secret::{Secret, SecretName};
 
 /// Name of the store in the state folder.
 pub const FILE_NAME: &str = "keys.redb";
+/// Name of the store of what operators made by API, sealed with the same key.
+pub const CHANGES_FILE_NAME: &str = "changes.redb";
 
 /// What a database of redb begins with.
 const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";

@@ -10,7 +10,8 @@ use chacha20poly1305::{ChaCha20Poly1305, Key, KeyInit, Nonce, XChaCha20Poly1305,
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::FILE_NAME;
+use super::error::afresh;
+use super::{CHANGES_FILE_NAME, FILE_NAME};
 use crate::private_file;
 use crate::secret_file::{self, SecretFileError};
 
@@ -39,8 +40,7 @@ pub enum SealingKeyError {
     /// The store is there, but the key it was sealed with is not.
     #[error(
         "{} is missing, and {} cannot be opened without it: put it back, or move {} away and start \
-         again; automatic peers then agree on new keys, and are blocked until their far ends are \
-         reached", key.display(), store.display(), store.display()
+         again; {}", key.display(), store.display(), store.display(), afresh(store)
     )]
     Missing {
         /// Where the key was expected.
@@ -142,8 +142,10 @@ impl SealingKey {
     }
 
     fn make(state_dir: &Path, path: PathBuf) -> Result<Self, SealingKeyError> {
-        let store = state_dir.join(FILE_NAME);
-        if store.symlink_metadata().is_ok() {
+        let mut stores = [FILE_NAME, CHANGES_FILE_NAME]
+            .map(|name| state_dir.join(name))
+            .into_iter();
+        if let Some(store) = stores.find(|store| store.symlink_metadata().is_ok()) {
             return Err(SealingKeyError::Missing { key: path, store });
         }
         let made = private_file::lock_folder(state_dir).and_then(|_lock| {

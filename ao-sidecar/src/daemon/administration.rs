@@ -79,7 +79,7 @@ impl Sidecar {
         who: &str,
         role: &'static str,
         what: &str,
-    ) -> Result<crate::audit::Entry<'_>, ControlError> {
+    ) -> Result<crate::audit::Entry, ControlError> {
         let begun = self.audit.begin(who, role, what);
         let failure = begun.as_ref().err().map(ToString::to_string);
         self.watched().note_audit(failure);

@@ -4,12 +4,15 @@
 //! pure), `gather` (how a running daemon comes by the facts), [`local`] (what is left when it does
 //! not answer). All codes are in `docs/DOCTOR.md`.
 
+mod code;
 mod facts;
 mod gather;
 mod judge;
 mod local;
+mod text;
 
-pub use self::facts::Facts;
+pub use self::code::Code;
+pub use self::facts::{Before, ChainFacts, Facts, KeyFacts, Keys, PeerFacts};
 pub(crate) use self::gather::{Parts, diagnose};
 pub use self::judge::judge;
 pub use self::local::local;

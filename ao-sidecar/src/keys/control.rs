@@ -91,6 +91,11 @@ impl Control {
         answers.automatic.as_ref().map(|(handle, _)| handle.clone())
     }
 
+    /// The time that key chains go by; another than the wall clock's after a jump of it.
+    pub(crate) fn chain_time(&self) -> SystemTime {
+        self.chains.now()
+    }
+
     async fn views(&self, peer: Option<&str>) -> Result<Vec<(Arc<str>, View)>, ControlError> {
         let Some(handle) = self.handle() else {
             return Ok(Vec::new());

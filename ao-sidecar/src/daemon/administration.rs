@@ -10,7 +10,7 @@ use grpc_api::operator::administration::{
     Administration, Caller, Change, Changed, ConfigProblem, ConfigReport, Finding, KeyChainReport,
     Validation,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
@@ -27,13 +27,16 @@ const DIAGNOSES: usize = 4;
 pub(super) struct Administrator {
     sidecar: Arc<Sidecar>,
     diagnoses: Semaphore,
+    stop: watch::Receiver<bool>,
 }
 
 impl Administrator {
-    pub(super) fn new(sidecar: Arc<Sidecar>) -> Self {
+    /// `stop`: whether the daemon stops.
+    pub(super) fn new(sidecar: Arc<Sidecar>, stop: watch::Receiver<bool>) -> Self {
         Self {
             sidecar,
             diagnoses: Semaphore::new(DIAGNOSES),
+            stop,
         }
     }
 
@@ -179,6 +182,9 @@ impl Administration for Administrator {
             config: Arc::clone(&self.sidecar.running().config),
             datapath: Arc::clone(&self.sidecar.datapath),
             control: self.sidecar.control(),
+            config_file: self.sidecar.file().to_owned(),
+            started: self.sidecar.started,
+            stop: self.stop.clone(),
         };
         doctor::diagnose(parts, peer, listen).await
     }

@@ -241,7 +241,7 @@ async fn supervise(
     let api = grpc_api::Api {
         source: Arc::clone(&sidecar),
         control: sidecar.control(),
-        administration: Arc::new(Administrator::new(Arc::clone(&sidecar))),
+        administration: Arc::new(Administrator::new(Arc::clone(&sidecar), stop.clone())),
         roles: sidecar.roles.clone(),
         health,
         events,

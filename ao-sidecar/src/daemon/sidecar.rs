@@ -21,7 +21,7 @@ use crate::keys::{Control, Keys, SharedDatapath, note_unused_store};
 
 /// What runs.
 pub(super) struct Sidecar {
-    started: Instant,
+    pub(super) started: Instant,
     options: Options,
     running: RwLock<Arc<Running>>,
     pub(super) datapath: Arc<SharedDatapath>,

@@ -10,7 +10,7 @@ use datapath::evidence::{Evidence, LocalFacts};
 use datapath::report::{PeerReport, Report};
 use grpc_api::operator::administration::{Finding, Origin};
 use grpc_api::operator::{ControlError, KeyControl, KeyOrigin, KeyReport, KeyState};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_blocking;
 
 use super::facts::{Before, ChainFacts, Facts, KeyFacts, Keys, PeerFacts};
@@ -18,13 +18,8 @@ use super::judge::{judge, needs_listening};
 use crate::config::{Config, KeySource, Peer};
 use crate::keys::{Control, SharedDatapath};
 
-/// Diagnoses that listen at the same time: each reads all handshakes of the host.
-const LISTENERS: usize = 4;
-
 /// Apart from which two readings of the clock are of a clock that jumped.
 const APART: Duration = Duration::from_secs(5);
-
-static LISTENING: Semaphore = Semaphore::const_new(LISTENERS);
 
 /// What a diagnosis needs of the running daemon.
 #[derive(Clone)]
@@ -232,16 +227,10 @@ async fn hear(
     peers: Vec<Arc<str>>,
     at_most: Duration,
 ) -> Result<Result<Evidence, String>, ControlError> {
-    let busy = || {
-        let text = format!("{LISTENERS} diagnoses are listening already: try again in a moment");
-        ControlError::Refused(text)
-    };
-    let permit = LISTENING.try_acquire().map_err(|_| busy())?;
     let (sender, heard) = oneshot::channel();
     let (datapath, stop) = (Arc::clone(&parts.datapath), parts.stop.clone());
     let extra = keys_of_other_times(&parts.config, &peers);
     let listen = move || {
-        let _permit = permit;
         let go_on = || !sender.is_closed() && !*stop.borrow();
         let heard =
             datapath.with(|datapath| datapath.listen(&peers, &extra, at_most, true, &go_on));

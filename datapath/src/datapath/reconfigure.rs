@@ -67,18 +67,6 @@ impl Datapath {
         running.carry_out(&plan)
     }
 
-    /// The same for keys: peers that are given without keys keep those they have. Returns how many
-    /// peers have other keys now.
-    ///
-    /// # Errors
-    /// See [`ReloadError`].
-    pub fn set_keys(&self, peers: &[PeerSpec]) -> Result<usize, ReloadError> {
-        let keyless = peers.iter().filter(|peer| peer.keys.is_empty());
-        let keep = keyless.map(|peer| Arc::clone(&peer.name)).collect();
-        self.reconfigure(peers, &keep, false)
-            .map(|done| done.rekeyed)
-    }
-
     /// The checks of [`reconfigure`](Self::reconfigure), for the same arguments; nothing is
     /// changed.
     ///

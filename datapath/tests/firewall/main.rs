@@ -17,12 +17,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use datapath::firewall::{Firewall, Mechanism, Watcher};
+use datapath::firewall::{Firewall, Mechanism, Queues, Watcher};
 use datapath::settings::PeerSpec;
 
 use support::{
-    FarEnd, all_rules, connect, in_namespace, in_tables, listen, peers, ruleset, run, spec,
-    start_connect, wait_for,
+    FarEnd, all_rules, connect, in_namespace, in_tables, listen, peers, ruleset, ruleset_with, run,
+    spec, start_connect, wait_for,
 };
 
 #[test]
@@ -205,6 +205,87 @@ fn a_failed_installation_leaves_the_earlier_rules_watched() {
         assert_eq!(firewall.restore().unwrap().len(), 3);
         assert_eq!(all_rules(), whole);
         assert_eq!(firewall.restore().unwrap(), []);
+    });
+}
+
+/// Whether rules are the same but for the order of chains.
+fn same(one: &str, other: &str) -> bool {
+    let sorted = |rules: &str| {
+        let mut lines: Vec<String> = rules.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    sorted(one) == sorted(other)
+}
+
+#[test]
+fn a_replacement_counts_on_and_looks_as_if_it_had_always_been_there() {
+    in_namespace(|| {
+        let mut v4 = spec("v4", "10.0.0.2");
+        v4.ttl_min = 255;
+        let few = [v4.clone(), spec("v6", "2001:db8::2")];
+        let mut moved = spec("v4", "10.0.3.0/24");
+        moved.ports = 1790..=1799;
+        let others = [spec("new", "10.0.0.1"), moved, v4];
+        let rules_of = |peers: &[PeerSpec]| {
+            let firewall = Firewall::probe().unwrap();
+            firewall.install(&ruleset(peers)).unwrap();
+            let rules = all_rules();
+            firewall.remove().unwrap();
+            rules
+        };
+        let (with_few, with_others) = (rules_of(&few), rules_of(&others));
+        let firewall = Firewall::probe().unwrap();
+        firewall.install(&ruleset(&few)).unwrap();
+        let _far = FarEnd::new(|| {
+            drop(start_connect("10.0.0.2", "10.0.0.1:179"));
+        });
+        let drops = firewall.drops().unwrap();
+        assert!(drops.values().sum::<u64>() > 0, "{drops:?}");
+        for (peers, whole) in [(&others[..], &with_others), (&few, &with_few)] {
+            firewall.replace(&ruleset(peers)).unwrap();
+            assert!(same(&all_rules(), whole));
+            assert!(firewall.drops().unwrap() >= drops);
+            // What is put back looks the same, though its chains are in another order.
+            run(&format!("nft flush ruleset; {}", in_tables("-F")));
+            assert!(!firewall.restore().unwrap().is_empty());
+            assert_eq!(firewall.restore().unwrap(), []);
+            assert_eq!(firewall.trouble(), None);
+        }
+        // A table that is no longer as it was is made anew.
+        run(
+            "nft list tables | while read -r table; do nft add chain $(echo $table | cut -d' ' -f2-) \
+             mine '{ type filter hook input priority 300; policy drop; }'; done",
+        );
+        firewall.replace(&ruleset(&others)).unwrap();
+        assert!(same(&all_rules(), &with_others));
+        firewall.remove().unwrap();
+    });
+}
+
+#[test]
+fn a_replacement_that_is_refused_half_way_is_taken_back() {
+    in_namespace(|| {
+        let firewall = Firewall::probe().unwrap();
+        firewall.install(&ruleset(&peers())).unwrap();
+        let whole = all_rules();
+        // The guard, which is put in place first, knows nothing of queues. iptables takes no range
+        // of one queue; nftables does.
+        let beyond = Queues {
+            first: u16::MAX,
+            workers: 2,
+        };
+        let outcome = firewall.replace(&ruleset_with(beyond, &[spec("new", "10.0.0.9")], &[]));
+        if firewall.queue_rules() == Mechanism::Nftables {
+            outcome.unwrap();
+            firewall.replace(&ruleset(&peers())).unwrap();
+        } else {
+            outcome.unwrap_err();
+        }
+        assert!(same(&all_rules(), &whole));
+        assert_eq!(firewall.restore().unwrap(), []);
+        firewall.replace(&ruleset(&peers()[..1])).unwrap();
+        assert!(!all_rules().contains("2001:db8"));
     });
 }
 

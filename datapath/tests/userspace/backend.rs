@@ -375,3 +375,35 @@ fn a_second_backend_is_refused_and_changes_nothing() {
     );
     one.stop();
 }
+
+#[test]
+fn the_last_refusal_the_queues_and_the_macs_are_told() {
+    let (mut one, mut two) = ends(Algorithm::HmacSha1_96, Strip::Never, false);
+    one.start();
+    let mut settings = two.settings();
+    settings.peers[0].keys = vec![crate::rollover::key(9)];
+    two.start_with(settings);
+    let _listener = listen(&two);
+    let address = SocketAddr::new(one.peer.parse().unwrap(), PORT);
+    let attempt = one
+        .namespace
+        .run(move || TcpStream::connect_timeout(&address, Duration::from_millis(1500)).map(drop));
+    assert!(attempt.is_err(), "a session came up with different keys");
+    let report = two.report();
+    let last = report.peers[0].last_refused.unwrap();
+    assert_eq!((last.reason, last.key_id), ("unknown-key-id", Some(5)));
+    assert!(last.ago < Duration::from_secs(10), "{last:?}");
+    let report = one.report();
+    assert_eq!(report.peers[0].last_refused, None);
+    assert!(report.macs >= 1 && report.mac_time > Duration::ZERO);
+    assert!(report.mac_time < Duration::from_secs(1), "{report:?}");
+    let queues: Vec<_> = report.queues.iter().map(|queue| queue.number).collect();
+    assert_eq!(queues, [400, 401, 402]);
+    for queue in &report.queues {
+        assert_eq!((queue.waiting, queue.dropped), (0, 0));
+    }
+    for end in [&mut one, &mut two] {
+        end.ask(|datapath| datapath.health()).unwrap();
+        end.stop();
+    }
+}

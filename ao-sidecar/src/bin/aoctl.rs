@@ -61,6 +61,16 @@ fn run(Arguments { global, command }: Arguments) -> Result<u8, ClientError> {
             diagnosis.write(format(&global), &mut io::stdout().lock())?;
             return Ok(diagnosis.exit_code());
         }
+        Command::Top { interval } => {
+            if global.json {
+                return Err(ClientError::Usage(
+                    "top has no JSON; see status --json".to_owned(),
+                ));
+            }
+            let sidecar = Sidecar::named(&global, client::environment)?;
+            client::top(&sidecar, interval, Paint::new(global.color, &io::stdout()))?;
+            return Ok(0);
+        }
         Command::Status => Question::Status,
         Command::Sessions => Question::Sessions,
         Command::Counters => Question::Counters,

@@ -89,6 +89,13 @@ pub enum Command {
     /// Find out why a peer is down, and what to do about it
     #[command(after_help = help::DOCTOR)]
     Doctor(Doctor),
+    /// A live view of peers, sessions, rates and events
+    #[command(after_help = help::TOP)]
+    Top {
+        /// Time between two looks, in seconds or with a unit
+        #[arg(long, value_name = "TIME", default_value = "1s", value_parser = seconds)]
+        interval: Duration,
+    },
     /// Peers: list them; make, change and delete those made by API
     #[command(after_help = help::PEERS)]
     Peers {

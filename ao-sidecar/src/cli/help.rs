@@ -2,7 +2,7 @@
 
 pub(super) const AOCTL: &str = "\
 A peer is down?           aoctl doctor PEER
-What is going on?         aoctl status, aoctl events --follow
+What is going on?         aoctl status, aoctl top, aoctl events --follow
 Before a reload:          aoctl config diff
 
 Exit codes: 0 success, 1 failure or refusal, 2 wrong usage, 3 the sidecar cannot be reached or goes
@@ -23,6 +23,11 @@ Examples:
   aoctl doctor                       all peers
   aoctl doctor as64502               one of them
   aoctl doctor as64502 --listen 60s  for a peer that tries once a minute";
+
+pub(super) const TOP: &str = "\
+Rates are segments a second; REFUSED counts since the sidecar started.
+Keys: q quits, arrows and page keys scroll, Tab changes between peers and sessions, s sorts by
+another column, p pauses.";
 
 pub(super) const PEERS: &str = "\
 States: established, down (no session is established: `aoctl doctor PEER` tells why), blocked

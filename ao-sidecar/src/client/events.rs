@@ -24,8 +24,9 @@ pub struct Watch {
     pub follow: bool,
 }
 
+/// An event as it is shown.
 #[derive(Serialize)]
-struct Event {
+pub(super) struct Event {
     sequence: u64,
     log: u64,
     time: Option<String>,
@@ -128,12 +129,26 @@ impl Event {
     }
 
     fn coloured_severity(&self, paint: Paint) -> String {
-        let tone = match self.severity {
+        paint.paint(self.tone(), &format!("{:<7}", self.severity))
+    }
+
+    fn tone(&self) -> Tone {
+        match self.severity {
             "alarm" => Tone::Bad,
             "warning" => Tone::Doubtful,
             _ => Tone::Plain,
+        }
+    }
+
+    /// The event in a line without its number and kind.
+    pub(super) fn short(&self) -> (String, Tone) {
+        let time = self.time.as_deref().unwrap_or("-");
+        let message = printable(&self.message);
+        let line = match &self.peer {
+            Some(peer) => format!("{time} {}: {message}", printable(peer)),
+            None => format!("{time} {message}"),
         };
-        paint.paint(tone, &format!("{:<7}", self.severity))
+        (line, self.tone())
     }
 }
 

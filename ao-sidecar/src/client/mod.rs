@@ -13,6 +13,7 @@ mod secret;
 mod status;
 mod table;
 mod time;
+mod top;
 mod view;
 
 use std::io;
@@ -37,6 +38,7 @@ use self::keys::{Done, Identity, Keys, OneRollover, Rollovers};
 pub use self::output::{Format, Paint, Shown};
 pub use self::secret::{configuration, secret};
 use self::status::{Peers, StatusView};
+pub use self::top::top;
 use self::view::{Counters, Sessions};
 
 /// What to ask, or to have done.

@@ -58,6 +58,11 @@ impl Paint {
         }
     }
 
+    /// Whether there are any.
+    pub(super) fn has_colours(self) -> bool {
+        self.colours
+    }
+
     /// How many columns paragraphs may have.
     pub(super) fn width(self) -> usize {
         self.width

@@ -99,9 +99,9 @@ fn read_all(input: File) -> io::Result<Secret> {
 
 /// Reads a line that the terminal does not show.
 fn ask(terminal: BorrowedFd<'_>) -> io::Result<Secret> {
+    let silent = Silent::new(terminal)?;
     // Without stderr nobody is asked, and may still answer.
     let _ = write!(io::stderr(), "secret: ");
-    let silent = Silent::new(terminal)?;
     let line = read_line(unbuffered(terminal)?);
     drop(silent);
     let _ = writeln!(io::stderr());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, SocketAddrV6};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, UNIX_EPOCH};
 
 use datapath::report::{PeerReport, QueueReport, Report, Session, SessionState};
 use datapath::settings::Backend;
@@ -144,7 +144,7 @@ pub(crate) fn snapshot() -> Snapshot {
         },
         alarms: Vec::new(),
         config_file: "/etc/ao-sidecar/config.toml".into(),
-        config_loaded_at: SystemTime::UNIX_EPOCH,
+        config_loaded_at: UNIX_EPOCH + Duration::from_secs(1_798_156_800),
         api_made: 0,
     }
 }

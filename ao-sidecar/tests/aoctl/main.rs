@@ -2,10 +2,16 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod administration;
+mod changes;
+mod configuration;
+mod doctor;
 mod errors;
 mod events;
 mod fixture;
+mod help;
 mod keys;
+mod memory;
 mod server;
 mod sessions;
 mod status;
+mod terminal;

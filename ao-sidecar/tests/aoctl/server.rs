@@ -1,7 +1,7 @@
 //! A real API over a real Unix socket, and the real `aoctl` that asks it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -25,17 +25,24 @@ impl Source for Fixed {
 pub(crate) struct Server {
     pub(crate) folder: TempDir,
     pub(crate) events: EventLog,
+    pub(crate) administration: Arc<administration::Fixed>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Result<(), SocketError>>>,
 }
 
 impl Server {
     pub(crate) fn start(snapshot: Option<Snapshot>) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), snapshot)
+    }
+
+    /// Serves on `api.sock` in this folder.
+    pub(crate) fn start_in(folder: TempDir, snapshot: Option<Snapshot>) -> Self {
         let events = EventLog::new();
-        let folder = tempfile::tempdir().unwrap();
         let socket = ApiSocket::bind(&folder.path().join("api.sock")).unwrap();
         let (stop, stopped) = oneshot::channel();
         let log = events.clone();
+        let administration = Arc::new(administration::Fixed::default());
+        let configuration = Arc::clone(&administration);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -44,7 +51,7 @@ impl Server {
             let api = Api {
                 source: Arc::new(Fixed(snapshot)),
                 control: Arc::new(keys::Fixed),
-                administration: Arc::new(administration::Fixed),
+                administration: configuration,
                 roles: Roles::default(),
                 health: Health::new(),
                 events: log,
@@ -56,15 +63,33 @@ impl Server {
         Self {
             folder,
             events,
+            administration,
             stop: Some(stop),
             thread: Some(thread),
         }
+    }
+
+    /// Stops serving, and hands out the folder.
+    pub(crate) fn stop(mut self) -> TempDir {
+        std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap())
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path().join("api.sock")
     }
 
+    /// Exit code, what is printed, and what is said on stderr.
+    pub(crate) fn outcome(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let output = aoctl(&self.socket(), arguments);
+        let text = |octets| String::from_utf8(octets).unwrap();
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    }
+
+    /// What is printed by a command that succeeds.
     pub(crate) fn answer(&self, arguments: &[&str]) -> String {
         let output = aoctl(&self.socket(), arguments);
         assert!(
@@ -89,13 +114,25 @@ impl Drop for Server {
     }
 }
 
+/// The words of a command line without blanks in any of them.
+pub(crate) fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
+/// `aoctl`, with nothing from the environment of the test.
+pub(crate) fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aoctl"));
+    for variable in ["SOCKET", "ADDRESS", "CA", "CERT", "KEY", "SERVER_NAME"] {
+        command.env_remove(format!("AOCTL_{variable}"));
+    }
+    command.env_remove("NO_COLOR").stdin(Stdio::null());
+    command
+}
+
 pub(crate) fn aoctl(socket: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_aoctl"))
-        .arg("--socket")
-        .arg(socket)
-        .args(arguments)
-        .output()
-        .unwrap()
+    let mut command = program();
+    command.arg("--socket").arg(socket).args(arguments);
+    command.output().unwrap()
 }
 
 /// Exit code and what stderr says, with the socket's name replaced.

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use datapath::report::{KernelReport, KeyUse, LaunchedDaemon, Report, Session};
+use datapath::report::{KernelReport, KeyUse, LaunchedDaemon, PeerReport, Report, Session};
 use datapath::settings::Backend;
-use grpc_api::Snapshot;
+use grpc_api::{Alarm, PeerFacts, Snapshot};
 use insta::assert_snapshot;
 
 use crate::fixture::snapshot;
@@ -12,8 +12,21 @@ use crate::server::Server;
 
 #[test]
 fn status_is_shown() {
-    let server = Server::start(Some(snapshot()));
+    let alarm = |peer: Option<&str>, text: &str| Alarm {
+        peer: peer.map(Into::into),
+        text: text.into(),
+    };
+    let server = Server::start(Some(Snapshot {
+        alarms: vec![
+            alarm(Some("as64502"), "peer unreachable\u{1b}[2J"),
+            alarm(None, "the audit log cannot be written"),
+        ],
+        api_made: 2,
+        ..snapshot()
+    }));
     assert_snapshot!(server.answer(&["status"]), @r"
+ALARM    as64502: peer unreachable�[2J
+ALARM    the audit log cannot be written
 BLOCKED  new: no key, so nothing is let through
 DOWN     ix: no session is established
 
@@ -24,11 +37,13 @@ guard           nftables
 strips TCP-AO   yes
 rules restored  2
 queue overruns  6
+configuration   /etc/ao-sidecar/config.toml, in use since 2026-12-25T00:00:00Z
+made by API     2
 
-PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN   REASON
-as64502  10.0.0.2       179      userspace  established         1  transit       1  1000   900        7  unknown  configured
-ix       2001:db8::/64  179-180  userspace  down                0  transit       2     0     0        0  unknown  configured
-new      fe80::1%eth0   179      userspace  blocked             0  transit       0     0     0        0  unknown  configured
+PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN  REASON
+as64502  10.0.0.2       179      userspace  established         1  transit       1  1000   900        7  file    configured
+ix       2001:db8::/64  179-180  userspace  down                0  transit       2     0     0        0  file    configured
+new      fe80::1%eth0   179      userspace  blocked             0  transit       0     0     0        0  file    configured
 
 `aoctl doctor ix` tells why ix has no session, `aoctl doctor` why it and 1 more have none
 ");
@@ -72,7 +87,7 @@ new      fe80::1%eth0   179      userspace  blocked             0  transit      
       "segments_dropped": 7,
       "datapath": "userspace",
       "datapath_reason": "configured",
-      "origin": "unknown"
+      "origin": "file"
     },
     {
       "name": "ix",
@@ -87,7 +102,7 @@ new      fe80::1%eth0   179      userspace  blocked             0  transit      
       "segments_dropped": 0,
       "datapath": "userspace",
       "datapath_reason": "configured",
-      "origin": "unknown"
+      "origin": "file"
     },
     {
       "name": "new",
@@ -102,15 +117,24 @@ new      fe80::1%eth0   179      userspace  blocked             0  transit      
       "segments_dropped": 0,
       "datapath": "userspace",
       "datapath_reason": "configured",
-      "origin": "unknown"
+      "origin": "file"
     }
   ],
   "kernel": null,
-  "alarms": [],
-  "config_file": null,
-  "config_loaded_at": null,
-  "api_made": 0,
-  "role": null
+  "alarms": [
+    {
+      "peer": "as64502",
+      "text": "peer unreachable\u001b[2J"
+    },
+    {
+      "peer": null,
+      "text": "the audit log cannot be written"
+    }
+  ],
+  "config_file": "/etc/ao-sidecar/config.toml",
+  "config_loaded_at": "2026-12-25T00:00:00.000Z",
+  "api_made": 2,
+  "role": "admin"
 }
 "#);
 }
@@ -119,10 +143,10 @@ new      fe80::1%eth0   179      userspace  blocked             0  transit      
 fn peers_are_shown() {
     let server = Server::start(Some(snapshot()));
     assert_snapshot!(server.answer(&["peers"]), @r"
-PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN   REASON
-as64502  10.0.0.2       179      userspace  established         1  transit       1  1000   900        7  unknown  configured
-ix       2001:db8::/64  179-180  userspace  down                0  transit       2     0     0        0  unknown  configured
-new      fe80::1%eth0   179      userspace  blocked             0  transit       0     0     0        0  unknown  configured
+PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN  REASON
+as64502  10.0.0.2       179      userspace  established         1  transit       1  1000   900        7  file    configured
+ix       2001:db8::/64  179-180  userspace  down                0  transit       2     0     0        0  file    configured
+new      fe80::1%eth0   179      userspace  blocked             0  transit       0     0     0        0  file    configured
 
 `aoctl doctor ix` tells why ix has no session, `aoctl doctor` why it and 1 more have none
 ");
@@ -141,7 +165,7 @@ new      fe80::1%eth0   179      userspace  blocked             0  transit      
     "segments_dropped": 7,
     "datapath": "userspace",
     "datapath_reason": "configured",
-    "origin": "unknown"
+    "origin": "file"
   },
   {
     "name": "ix",
@@ -156,7 +180,7 @@ new      fe80::1%eth0   179      userspace  blocked             0  transit      
     "segments_dropped": 0,
     "datapath": "userspace",
     "datapath_reason": "configured",
-    "origin": "unknown"
+    "origin": "file"
   },
   {
     "name": "new",
@@ -171,7 +195,7 @@ new      fe80::1%eth0   179      userspace  blocked             0  transit      
     "segments_dropped": 0,
     "datapath": "userspace",
     "datapath_reason": "configured",
-    "origin": "unknown"
+    "origin": "file"
   }
 ]
 "#);
@@ -223,13 +247,14 @@ guard           nftables
 strips TCP-AO   yes
 rules restored  2
 queue overruns  6
+configuration   /etc/ao-sidecar/config.toml, in use since 2026-12-25T00:00:00Z
 kernel TCP-AO   yes
 daemons         bird (812), bgpd (901)
 listeners       2
 option memory   524288 octets, raised from 131072
 
-PEER     ADDRESS   PORTS  DATAPATH  STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN   REASON
-as64502  10.0.0.2  179    kernel    established         1  transit       1  1000   900        7  unknown  bird was launched by ao-sidecar exec
+PEER     ADDRESS   PORTS  DATAPATH  STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN  REASON
+as64502  10.0.0.2  179    kernel    established         1  transit       1  1000   900        7  file    bird was launched by ao-sidecar exec
 ");
     assert_snapshot!(server.answer(&["sessions"]), @r"
 PEER     LOCAL         REMOTE          VRF  DATAPATH  STATE        CURRENT  RNEXT  GOOD  BAD  UNSIGNED  SENT  SND-SNE  RCV-SNE
@@ -273,6 +298,42 @@ as64502  10.0.0.1:179  10.0.0.2:40002  -    kernel    established        1      
     assert_eq!(status["peers"][0]["datapath"], "kernel");
     let reason = &status["peers"][0]["datapath_reason"];
     assert_eq!(reason, "bird was launched by ao-sidecar exec");
+}
+
+#[test]
+fn nothing_wrong_is_said_first() {
+    let mut fine = snapshot();
+    fine.report.peers.truncate(1);
+    fine.peers = fine.peers[..1].into();
+    let server = Server::start(Some(fine));
+    let text = server.answer(&["status"]);
+    assert!(
+        text.starts_with("OK       the peer is established\n\nao-sidecar "),
+        "{text}"
+    );
+    assert!(!text.contains("doctor"), "{text}");
+}
+
+#[test]
+fn of_many_peers_that_are_down_a_few_are_named() {
+    let mut many = snapshot();
+    many.peers = (0..1000)
+        .map(|number| PeerFacts {
+            name: format!("peer {number}").into(),
+            ..many.peers[1].clone()
+        })
+        .collect();
+    let down = many.report.peers[1].clone();
+    let peers = many.peers.iter().map(|facts| PeerReport {
+        name: facts.name.clone(),
+        ..down.clone()
+    });
+    many.report.peers = peers.collect();
+    let server = Server::start(Some(many));
+    let text = server.answer(&["status"]);
+    let first = text.lines().next().unwrap();
+    assert_snapshot!(first, @"DOWN     peer 0, peer 1, peer 2, peer 3, peer 4, peer 5, peer 6, peer 7 and 992 more: no session is established");
+    assert_snapshot!(text.lines().last().unwrap(), @"`aoctl doctor 'peer 0'` tells why 'peer 0' has no session, `aoctl doctor` why it and 999 more have none");
 }
 
 #[test]

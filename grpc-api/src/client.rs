@@ -83,11 +83,16 @@ pub async fn connect(target: &Target) -> Result<Client, ConnectError> {
 /// # Errors
 /// When nothing listens there, or it may not be used.
 pub async fn connect_for(target: &Target, answer: Duration) -> Result<Client, ConnectError> {
+    let channel = channel(target, answer).await?;
+    Ok(OperatorServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+}
+
+pub(crate) async fn channel(target: &Target, answer: Duration) -> Result<Channel, ConnectError> {
     let patient = |endpoint: Endpoint| endpoint.connect_timeout(PATIENCE).timeout(answer);
-    let channel = match target {
+    match target {
         Target::Unix(socket) => {
             let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display()))?;
-            patient(endpoint).connect().await?
+            Ok(patient(endpoint).connect().await?)
         }
         Target::Tcp {
             address,
@@ -105,10 +110,9 @@ pub async fn connect_for(target: &Target, answer: Duration) -> Result<Client, Co
             };
             // Only the connector knows where the sidecar is; HTTP/2 wants a name nevertheless.
             let endpoint = Endpoint::from_static("https://ao-sidecar");
-            patient(endpoint).connect_with_connector(connector).await?
+            Ok(patient(endpoint).connect_with_connector(connector).await?)
         }
-    };
-    Ok(OperatorServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+    }
 }
 
 /// Makes connections with TLS.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::time::SystemTime;
 
 use datapath::report::{KernelReport, KeyUse, PeerReport, QueueReport, SessionState};
 
@@ -95,6 +96,8 @@ pub(crate) fn counters(snapshot: &Snapshot) -> v1::GetCountersResponse {
 }
 
 fn peer(report: &PeerReport, facts: Option<&PeerFacts>) -> v1::Peer {
+    let last_refused = report.last_refused;
+    let refused_at = last_refused.and_then(|last| SystemTime::now().checked_sub(last.ago));
     let (first_port, last_port) = facts.map_or((0, 0), |facts| facts.ports);
     v1::Peer {
         name: report.name.to_string(),
@@ -115,6 +118,9 @@ fn peer(report: &PeerReport, facts: Option<&PeerFacts>) -> v1::Peer {
         origin: facts
             .map_or(v1::Origin::Unspecified, |facts| origin(facts.origin))
             .into(),
+        last_refused: last_refused.map_or_else(String::new, |last| last.reason.to_owned()),
+        last_refused_at: refused_at.map(timestamp),
+        last_refused_key_id: last_refused.and_then(|last| last.key_id).map(u32::from),
     }
 }
 

@@ -27,7 +27,7 @@ const NOTHING: Reconfigured = Reconfigured {
 };
 
 fn pair() -> (End, End) {
-    ends(Algorithm::HmacSha1_96, Strip::Never, false)
+    ends(Algorithm::HmacSha1_96, Strip::Auto, false)
 }
 
 fn peers(end: &End) -> Vec<PeerSpec> {

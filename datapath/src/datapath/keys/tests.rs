@@ -495,3 +495,50 @@ fn a_session_of_just_any_user_is_no_proof_of_a_change() {
         lab.datapath.stop().unwrap();
     });
 }
+
+/// The first peer of the userspace backend comes, another one's keys change, and it goes.
+#[test]
+#[ignore = "needs the lab's kernel"]
+fn a_session_of_the_kernel_lives_until_its_peer_goes() {
+    apart(|| {
+        let lab = Lab::start();
+        let listener = TcpListener::bind((HERE, 179)).unwrap();
+        lab.install("far", 1).unwrap();
+        let mut far = far_end(&[1, 2]);
+        let mut near = accepted(&listener);
+        let keyed = |name, remote, ids: &[u8]| PeerSpec {
+            keys: ids.iter().map(|&id| key(id)).collect(),
+            ..spec(name, remote)
+        };
+        let queued = PeerSpec {
+            datapath: Choice::Userspace,
+            ..keyed("queued", Ipv4Addr::new(10, 0, 0, 8), &[1])
+        };
+        let reconfigure = |peers: &[PeerSpec]| {
+            let done = lab.datapath.reconfigure(peers, &HashSet::new(), false);
+            done.unwrap()
+        };
+        assert!(lab.datapath.report().queues.is_empty());
+        let done = reconfigure(&[queued.clone(), keyed("far", FAR, &[1])]);
+        assert_eq!((done.added, done.removed, done.closed), (1, 1, 0));
+        let report = lab.datapath.report();
+        let backends: Vec<Backend> = report.peers.iter().map(|peer| peer.backend).collect();
+        assert_eq!(backends, [Backend::Userspace, Backend::Kernel]);
+        assert_eq!(report.queues.len(), 2);
+        lab.datapath.health().unwrap();
+        say(&mut near, &mut far);
+
+        let done = reconfigure(&[keyed("far", FAR, &[2, 1]), queued.clone()]);
+        assert_eq!((done.rekeyed, done.changed, done.closed), (1, 0, 0));
+        assert_eq!((installed(&near), in_use(&near)), (vec![1, 2], (1, 2)));
+        say(&mut near, &mut far);
+
+        let done = reconfigure(&[queued]);
+        assert_eq!((done.removed, done.closed), (1, 1));
+        assert_eq!(installed(&listener), [0_u8; 0]);
+        assert!(near.read(&mut [0; 1]).is_err());
+        let error = far.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        lab.datapath.stop().unwrap();
+    });
+}

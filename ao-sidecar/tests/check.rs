@@ -51,7 +51,15 @@ fn the_example_is_correct() {
 fn the_manual_is_correct() {
     let (folder, _) = example();
     // Their contents are not looked at before they are used.
-    for name in ["router.crt", "router.key", "store.key", "authority.crt"] {
+    for name in [
+        "router.crt",
+        "router.key",
+        "store.key",
+        "authority.crt",
+        "api.crt",
+        "api.key",
+        "clients.crt",
+    ] {
         fs::write(folder.path().join(name), "").unwrap();
     }
     let manual = fs::read_to_string(repository().join("docs/CONFIGURATION.md")).unwrap();
@@ -93,6 +101,19 @@ fn chains_with_lifetimes_are_summed_up_and_warned_about() {
     let warning = "key chain \"transit\" ran out at 2020-01-01T00:00:00Z: its last key stays in \
                    use; add a key";
     assert_eq!(warned, format!("{file}:5:8: {warning}\n"));
+}
+
+#[test]
+fn a_group_that_is_not_known_here_is_warned_about() {
+    let (_folder, config) = example();
+    let text = fs::read_to_string(&config).unwrap();
+    let groups = "[api]\nviewer_group = \"root\"\nadmin_group = \"no-such-group\"\n";
+    fs::write(&config, format!("{text}{groups}")).unwrap();
+    let output = sidecar(&["check", config.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0));
+    let warned = String::from_utf8(output.stderr).unwrap();
+    let warning = "there is no group \"no-such-group\" on this machine";
+    assert_eq!(warned, format!("{}: {warning}\n", config.display()));
 }
 
 #[test]

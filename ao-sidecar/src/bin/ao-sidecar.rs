@@ -11,6 +11,7 @@ use ao_sidecar::daemon::{self, DaemonError, Options};
 use ao_sidecar::identity;
 use ao_sidecar::launch::{self, Service};
 use clap::Parser;
+use nix::unistd::Group;
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
@@ -107,6 +108,16 @@ fn check(file: &Path) -> Result<(), DaemonError> {
     let noun = if peers == 1 { "peer" } else { "peers" };
     for warning in &config.warnings {
         let _ = writeln!(io::stderr(), "{}:{warning}", file.display());
+    }
+    for name in config.api.groups() {
+        // It may well be for another machine.
+        if !matches!(Group::from_name(name), Ok(Some(_))) {
+            let file = file.display();
+            let _ = writeln!(
+                io::stderr(),
+                "{file}: there is no group {name:?} on this machine"
+            );
+        }
     }
     let mut said = format!("{}: correct, {peers} {noun}\n", file.display());
     for line in config.chain_summaries(SystemTime::now()) {

@@ -38,6 +38,14 @@ pub struct ApiConfig {
     pub tcp: Option<ApiTcpConfig>,
 }
 
+impl ApiConfig {
+    /// The groups that are named.
+    pub fn groups(&self) -> impl Iterator<Item = &str> {
+        let groups = [&self.viewer_group, &self.operator_group, &self.admin_group];
+        groups.into_iter().flatten().map(String::as_str)
+    }
+}
+
 /// The API over TCP with mutual TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiTcpConfig {

@@ -23,7 +23,7 @@ pub(super) const KEY_CHAIN: Schema = Schema {
     optional: &["accept_tolerance", "allow_gaps", "on_expiry"],
 };
 
-const KEY: Schema = Schema {
+pub(super) const KEY: Schema = Schema {
     title: "[[key_chain.key]]",
     required: &["send_id", "recv_id", "algorithm"],
     optional: &[

@@ -4,6 +4,7 @@
 
 mod api;
 mod diff;
+mod effective;
 mod key_chain;
 mod lifetime;
 mod overlay;

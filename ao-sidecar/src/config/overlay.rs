@@ -6,7 +6,7 @@ use grpc_api::operator::Lifetime;
 use grpc_api::operator::administration::{KeyChainSpec, KeySpec, PeerSpec, Secret};
 use jiff::Timestamp;
 
-use super::toml_text::quoted;
+use super::effective::quoted;
 
 /// Peers, key chains and keys that were made by API, in the order in which they were made.
 ///

@@ -32,17 +32,17 @@ pub(super) const ROLLOVER: Schema = Schema {
         "label",
     ],
 };
-const IDENTITY: Schema = Schema {
+pub(super) const IDENTITY: Schema = Schema {
     title: "[identity]",
     required: &[],
     optional: &["cert_file", "key_file"],
 };
-const PEERING: Schema = Schema {
+pub(super) const PEERING: Schema = Schema {
     title: "[peering]",
     required: &[],
     optional: &["listen"],
 };
-const STORE: Schema = Schema {
+pub(super) const STORE: Schema = Schema {
     title: "[store]",
     required: &[],
     optional: &["key_file"],

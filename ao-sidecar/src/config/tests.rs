@@ -9,8 +9,11 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod api;
+mod diff;
 mod lifetimes;
 mod rollover;
+mod text;
 
 /// Stands in every secret of these tests, and must never come out.
 const MARK: &str = "hunter2";

@@ -8,9 +8,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use prost::bytes::BytesMut;
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, Error as Tls};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -30,6 +31,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Largest answer a client takes, in octets: a list of some 200,000 sessions.
 const MAX_ANSWER: usize = 32 << 20;
+
+/// Octets that are read of a new connection, to see whether there are any.
+const FIRST: usize = 1 << 10;
 
 /// Where a sidecar is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,19 +128,25 @@ struct Connector {
 }
 
 impl Connector {
-    async fn connect(self) -> io::Result<TokioIo<Explained>> {
+    async fn connect(self) -> io::Result<TokioIo<Begun>> {
         let tcp = TcpStream::connect(&self.address).await?;
         // An answer waits for nothing; where it cannot be set it comes a little later.
         let _ = tcp.set_nodelay(true);
-        let tls = self.tls.connect(self.name, tcp).await.map_err(in_words)?;
-        Ok(TokioIo::new(Explained(tls)))
+        let mut tls = self.tls.connect(self.name, tcp).await.map_err(in_words)?;
+        // Whether our certificate is taken is seen after the handshake: then the sidecar begins
+        // with HTTP/2, without waiting for us.
+        let mut first = BytesMut::with_capacity(FIRST);
+        if tls.read_buf(&mut first).await.map_err(in_words)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(TokioIo::new(Begun { first, tls }))
     }
 }
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<Explained>;
+    type Response = TokioIo<Begun>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Explained>>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Begun>>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -171,35 +181,42 @@ fn in_words(error: io::Error) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, text)
 }
 
-/// A connection whose failures are told in words: that our certificate is refused is seen after
-/// the handshake only.
-struct Explained(TlsStream<TcpStream>);
+/// A connection whose far end has begun to send.
+struct Begun {
+    /// What has come, and is not read yet.
+    first: BytesMut,
+    tls: TlsStream<TcpStream>,
+}
 
-impl AsyncRead for Explained {
+impl AsyncRead for Begun {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.0).poll_read(context, buffer);
-        read.map_err(in_words)
+        if !self.first.is_empty() {
+            let length = self.first.len().min(buffer.remaining());
+            buffer.put_slice(&self.first.split_to(length));
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.tls).poll_read(context, buffer)
     }
 }
 
-impl AsyncWrite for Explained {
+impl AsyncWrite for Begun {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         octets: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, octets)
+        Pin::new(&mut self.tls).poll_write(context, octets)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
+        Pin::new(&mut self.tls).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+        Pin::new(&mut self.tls).poll_shutdown(context)
     }
 }

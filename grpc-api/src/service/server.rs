@@ -254,7 +254,7 @@ impl<S: Source, K: KeyControl, A: Administration> Server<S, K, A> {
             // How it ended is the caller's business: each call was answered.
             _ = connection.as_mut() => return,
             () = no_call(&called) => return,
-            () = self.dismissed(&client), if !refused => return,
+            () = dismissed(&self.roles, &client.identity), if !refused => {}
             () = sleep(REFUSAL), if refused => {}
             _ = stop.wait_for(|&stop| stop) => {}
         }
@@ -286,15 +286,6 @@ impl<S: Source, K: KeyControl, A: Administration> Server<S, K, A> {
             .map_err(|full| Status::resource_exhausted(full.to_string()))
     }
 
-    /// Completes when the caller has no role any more.
-    async fn dismissed(&self, client: &Client) {
-        let mut roles = self.roles.watch();
-        // The sender lives as long as this server, so there is no error.
-        let _ = roles
-            .wait_for(|map| map.role(&client.identity).is_none())
-            .await;
-    }
-
     /// One call, whatever it calls.
     async fn call(
         self: Arc<Self>,
@@ -313,7 +304,11 @@ impl<S: Source, K: KeyControl, A: Administration> Server<S, K, A> {
         let who = client.who(called, &self.roles).await;
         request.extensions_mut().insert(Caller { who, role });
         let response = self.route(called, request).await;
-        Ok(response.map(|answer| Body::new(Paced::new(answer, place))))
+        let dismissed = async move {
+            dismissed(&self.roles, &client.identity).await;
+            Status::permission_denied(no_role(&client.identity))
+        };
+        Ok(response.map(|answer| Body::new(Paced::new(answer, place, dismissed))))
     }
 
     /// Whether `client` may call what is at `path` now, in which role, and the place of the call.
@@ -409,6 +404,13 @@ impl Client {
         };
         Arc::clone(self.who.get_or_init(describe).await)
     }
+}
+
+/// Completes when `identity` has no role any more.
+async fn dismissed(roles: &Roles, identity: &Identity) {
+    let mut roles = roles.watch();
+    // The sender lives as long as the server, so there is no error.
+    let _ = roles.wait_for(|map| map.role(identity).is_none()).await;
 }
 
 /// Completes when the first call has not begun in time.

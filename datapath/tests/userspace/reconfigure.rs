@@ -398,6 +398,11 @@ fn what_is_refused_half_way_changes_nothing() {
     let report = one.report();
     assert_eq!(report.sessions.len(), 1);
     assert_eq!(report.sessions[0].state, SessionState::Established);
+    // The last ones go.
+    let done = reconfigure(&mut one, &[]).unwrap();
+    assert_eq!((done.removed, done.closed), (2, 1));
+    session.is_reset();
+    assert!(one.report().peers.is_empty());
     one.stop();
     two.stop();
 }

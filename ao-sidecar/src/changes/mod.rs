@@ -118,21 +118,22 @@ impl Changes {
     /// # Errors
     /// When the disk fails or is full; then everything is as before.
     pub fn keep(&self, staged: Staged) -> Result<(), ChangesError> {
+        let Staged { row, overlay, .. } = staged;
         let mut kept = self.kept();
         let mut store = match kept.store.take() {
             Some(store) => store,
             None => self.open_store()?,
         };
-        let saved = kept.save(&mut store, &staged.row, &staged.overlay);
+        let saved = kept.save(&mut store, &row, &overlay);
         if saved.is_err() {
             // The disk may have it even so. It shall not come back with the next start; where the
             // disk refuses this, too, it has refused the change.
             let former = kept.overlay.clone();
-            let _ = kept.save(&mut store, &staged.row, &former);
+            let _ = kept.save(&mut store, &row, &former);
         }
         kept.store = Some(store);
         saved?;
-        kept.take_over(&staged.row, &staged.overlay);
+        kept.take_over(&row, &overlay);
         Ok(())
     }
 

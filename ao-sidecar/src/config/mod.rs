@@ -191,7 +191,7 @@ impl Config {
             file: file.to_owned(),
             mode: metadata.mode() & 0o7777,
         };
-        Self::parse(source, made, SystemTime::now())
+        Self::parse(&source, made, SystemTime::now())
     }
 
     /// Checks `text` as if it were in `file`, with the permissions it should have.
@@ -204,7 +204,7 @@ impl Config {
             file: file.to_owned(),
             mode: 0o600,
         };
-        Self::parse(source, made, SystemTime::now())
+        Self::parse(&source, made, SystemTime::now())
     }
 
     /// The configuration that the same text would be with something else made by API. The text is
@@ -214,7 +214,7 @@ impl Config {
     /// # Errors
     /// As for [`Self::load`].
     pub fn with(&self, made: &Overlay) -> Result<Self, ConfigError> {
-        let fresh = Self::parse(self.source.clone(), made, SystemTime::now())?;
+        let fresh = Self::parse(&self.source, made, SystemTime::now())?;
         Ok(Self {
             state_dir: self.state_dir.clone(),
             api_socket: self.api_socket.clone(),
@@ -229,8 +229,8 @@ impl Config {
     }
 
     /// Checks a text at a time.
-    fn parse(source: Source, made: &Overlay, now: SystemTime) -> Result<Self, ConfigError> {
-        let Source { text, file, mode } = &source;
+    fn parse(source: &Source, made: &Overlay, now: SystemTime) -> Result<Self, ConfigError> {
+        let Source { text, file, mode } = source;
         let table = parsed(text, file)?;
         let made = made.document();
         let problems = Problems::of_file(text, file);

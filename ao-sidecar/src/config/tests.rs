@@ -52,7 +52,7 @@ fn parse_with(text: &str, file: &Path, mode: u32, made: &Overlay) -> Result<Conf
         file: file.to_owned(),
         mode,
     };
-    Config::parse(source, made, now())
+    Config::parse(&source, made, now())
 }
 
 fn accepted(text: &str) -> Config {

@@ -111,7 +111,7 @@ fn watch(events: Events) -> Watch {
 }
 
 fn peers(action: Option<Peers>) -> Question {
-    Question::Change(match action {
+    change(match action {
         None | Some(Peers::List) => return Question::Peers,
         Some(Peers::Create {
             name,
@@ -136,7 +136,7 @@ fn peers(action: Option<Peers>) -> Question {
 }
 
 fn chains(action: Option<Chains>) -> Result<Question, ClientError> {
-    Ok(Question::Change(match action {
+    Ok(change(match action {
         None => return Ok(Question::Chains(None)),
         Some(Chains::List { name }) => return Ok(Question::Chains(name)),
         Some(Chains::Create { name, rules, key }) => Change::CreateChain {
@@ -151,7 +151,7 @@ fn chains(action: Option<Chains>) -> Result<Question, ClientError> {
 }
 
 fn keys(keys: Keys) -> Result<Question, ClientError> {
-    Ok(Question::Change(match keys {
+    Ok(change(match keys {
         Keys::List { peer } => return Ok(Question::Keys(peer)),
         Keys::Add { chain, key } => Change::AddKey {
             chain,
@@ -173,6 +173,10 @@ fn keys(keys: Keys) -> Result<Question, ClientError> {
             recv_id,
         },
     }))
+}
+
+fn change(change: Change) -> Question {
+    Question::Change(Box::new(change))
 }
 
 fn secret(key: &KeySettings) -> Result<Option<Secret>, ClientError> {

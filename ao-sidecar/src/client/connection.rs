@@ -86,7 +86,16 @@ impl Sidecar {
             (Target::Unix(_), Some(cause)) => {
                 format!("{cause}; is it running, and is --socket right?")
             }
-            _ => error.to_string(),
+            // What TLS says is in words already.
+            (Target::Tcp { .. }, Some(cause))
+                if cause.kind() == io::ErrorKind::ConnectionAborted =>
+            {
+                cause.to_string()
+            }
+            (Target::Tcp { .. }, Some(cause)) => {
+                format!("{cause}; is it running with [api.tcp], and is --address right?")
+            }
+            (_, None) => error.to_string(),
         }
     }
 
@@ -106,7 +115,11 @@ impl Sidecar {
             status.code(),
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
         );
-        let message = printable(status.message()).into_owned();
+        // Where the system said why it broke, that is all there is to say.
+        let message = match io_error(status).filter(|_| broken) {
+            Some(cause) => cause.to_string(),
+            None => printable(status.message()).into_owned(),
+        };
         match (broken || unreachable, status.code()) {
             (true, _) => self.unreachable(message),
             (false, Code::Unimplemented) => ClientError::Refused(

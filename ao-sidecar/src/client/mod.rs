@@ -82,7 +82,7 @@ pub enum Question {
         replace_sessions: bool,
     },
     /// Change what is made by API.
-    Change(Change),
+    Change(Box<Change>),
 }
 
 /// How long to wait for an answer that is there already.

@@ -2,7 +2,7 @@
 
 use toml::de::{DeTable, DeValue};
 
-use crate::cli::arguments::PeerSettings;
+use crate::cli::arguments::{PeerSettings, ports};
 
 /// What the configuration `toml` says about the peer `name`; nothing when it has none.
 ///
@@ -30,7 +30,7 @@ pub(super) fn of(toml: &str, name: &str) -> Result<PeerSettings, String> {
             "key_chain" => settings.key_chain = text,
             "port" => settings.port = number(),
             "ports" => {
-                settings.ports = text.and_then(|text| crate::cli::arguments::ports(&text).ok())
+                settings.ports = text.and_then(|text| ports(&text).ok());
             }
             "local_address" => settings.local_address = text,
             "interface" => settings.interface = text,

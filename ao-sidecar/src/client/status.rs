@@ -1,6 +1,7 @@
 //! The sidecar as a whole and its peers as they are shown. The JSON of each is stable: fields are
 //! added, never renamed.
 
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 
 use grpc_api::v1;
@@ -9,7 +10,7 @@ use serde::Serialize;
 use super::chains::origin;
 use super::keys::filled;
 use super::output::{Answer, Paint, Tone};
-use super::table::{Column, Table, printable};
+use super::table::{Column, Table, printable, shortened};
 use super::time::{At, duration};
 use super::view::{Queue, all};
 
@@ -70,6 +71,9 @@ struct Peer {
     datapath: String,
     datapath_reason: String,
     origin: &'static str,
+    last_refused: Option<String>,
+    last_refused_at: At,
+    last_refused_key_id: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -109,10 +113,10 @@ impl StatusView {
     /// What an operator should look at, the worst first.
     fn troubles(&self) -> Vec<(Tone, &'static str, String)> {
         let mut troubles = Vec::new();
-        for Alarm { peer, text } in &self.alarms {
-            let text = match peer {
-                Some(peer) => format!("{peer}: {text}"),
-                None => text.clone(),
+        for (text, peers) in self.alarms_by_text() {
+            let text = match listed(&peers) {
+                Some(peers) => format!("{peers}: {text}"),
+                None => text.to_owned(),
             };
             troubles.push((Tone::Bad, "ALARM", text));
         }
@@ -123,7 +127,11 @@ impl StatusView {
             let names = self.peers.iter().filter(|peer| peer.state == state);
             names.map(|peer| peer.name.as_str()).collect::<Vec<_>>()
         };
-        if let Some(names) = listed(&in_state("blocked")) {
+        // Those that an alarm tells of are told.
+        let alarmed: HashSet<&str> = self.alarms.iter().filter_map(Alarm::blocked).collect();
+        let mut blocked = in_state("blocked");
+        blocked.retain(|peer| !alarmed.contains(peer));
+        if let Some(names) = listed(&blocked) {
             let text = format!("{names}: no key, so nothing is let through");
             troubles.push((Tone::Bad, "BLOCKED", text));
         }
@@ -132,6 +140,25 @@ impl StatusView {
             troubles.push((Tone::Doubtful, "DOWN", text));
         }
         troubles
+    }
+
+    /// The alarms with the peers that each is about, in the order of the first of them.
+    fn alarms_by_text(&self) -> Vec<(&str, Vec<&str>)> {
+        let mut places = HashMap::new();
+        let mut alarms: Vec<(&str, Vec<&str>)> = Vec::new();
+        for Alarm { peer, text } in &self.alarms {
+            // What concerns all is never put together with what concerns a peer.
+            let place = *places
+                .entry((peer.is_some(), text.as_str()))
+                .or_insert_with(|| {
+                    alarms.push((text, Vec::new()));
+                    alarms.len() - 1
+                });
+            if let Some((_, peers)) = alarms.get_mut(place) {
+                peers.extend(peer.as_deref());
+            }
+        }
+        alarms
     }
 
     fn write_facts(&self, out: &mut dyn Write) -> io::Result<()> {
@@ -160,15 +187,23 @@ impl StatusView {
     }
 }
 
+impl Alarm {
+    /// The peer that it says is blocked.
+    fn blocked(&self) -> Option<&str> {
+        let peer = self.peer.as_deref()?;
+        self.text.starts_with("blocked").then_some(peer)
+    }
+}
+
 /// Names in a row, as many as a line takes; nothing when there are none.
 fn listed(names: &[&str]) -> Option<String> {
     const SHOWN: usize = 8;
-    let shown = names
+    let shown: Vec<_> = names
         .iter()
         .take(SHOWN)
-        .copied()
-        .collect::<Vec<_>>()
-        .join(", ");
+        .map(|name| shortened(name))
+        .collect();
+    let shown = shown.join(", ");
     match names.len() {
         0 => None,
         1..=SHOWN => Some(shown),
@@ -191,7 +226,7 @@ fn write_advice(peers: &[Peer], out: &mut dyn Write) -> io::Result<()> {
     let Some(first) = troubled.next() else {
         return Ok(());
     };
-    let name = quoted(&first.name);
+    let name = quoted(&shortened(&first.name));
     match troubled.count() {
         0 => writeln!(
             out,
@@ -211,6 +246,20 @@ fn quoted(name: &str) -> String {
     match !name.is_empty() && name.chars().all(plain) {
         true => name.to_owned(),
         false => format!("'{}'", printable(name).replace('\'', r"'\''")),
+    }
+}
+
+impl Peer {
+    /// Why and when a packet was refused last, with the KeyID it named.
+    fn last_refusal(&self) -> String {
+        let Some(reason) = &self.last_refused else {
+            return "-".to_owned();
+        };
+        let at = self.last_refused_at;
+        match self.last_refused_key_id {
+            Some(id) => format!("{reason} (KeyID {id}) at {at}"),
+            None => format!("{reason} at {at}"),
+        }
     }
 }
 
@@ -251,6 +300,7 @@ fn write_peers(peers: &[Peer], paint: Paint, out: &mut dyn Write) -> io::Result<
         Column::Number("SENT"),
         Column::Number("DROPPED"),
         Column::Text("ORIGIN"),
+        Column::Text("LAST-REFUSED"),
         Column::Text("REASON"),
     ]);
     for peer in peers {
@@ -271,6 +321,7 @@ fn write_peers(peers: &[Peer], paint: Paint, out: &mut dyn Write) -> io::Result<
             &peer.segments_sent,
             &peer.segments_dropped,
             &peer.origin,
+            &peer.last_refusal(),
             &peer.datapath_reason,
         ]);
     }
@@ -369,6 +420,9 @@ impl From<v1::Peer> for Peer {
             segments_dropped: peer.segments_dropped,
             datapath: peer.datapath,
             datapath_reason: peer.datapath_reason,
+            last_refused: filled(peer.last_refused),
+            last_refused_at: At(peer.last_refused_at),
+            last_refused_key_id: peer.last_refused_key_id,
         }
     }
 }

@@ -13,6 +13,15 @@ pub(super) fn printable(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// The text, cut where it would make a table unreadable.
+pub(super) fn shortened(text: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 200;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+        None => text.into(),
+    }
+}
+
 /// Rows under a heading; each column is as wide as its widest cell.
 pub(super) struct Table {
     headings: Vec<Column>,
@@ -48,7 +57,7 @@ impl Table {
 
     /// Adds a row; it has a cell for each column.
     pub(super) fn row<const N: usize>(&mut self, cells: [&dyn ToString; N]) {
-        let printable = |cell: &dyn ToString| printable(&cell.to_string()).into_owned();
+        let printable = |cell: &dyn ToString| shortened(&printable(&cell.to_string())).into_owned();
         self.rows.push(cells.map(printable).into());
     }
 

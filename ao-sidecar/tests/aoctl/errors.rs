@@ -1,14 +1,16 @@
 //! What cannot be answered: exit codes, and what is said.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
 
-use grpc_api::ApiSocket;
+use grpc_api::{ApiSocket, PeerFacts};
 use insta::assert_snapshot;
 
 use crate::fixture::snapshot;
-use crate::server::{Server, failure};
+use crate::server::{Server, failure, program};
 
 #[test]
 fn an_unreachable_sidecar_is_exit_code_3() {
@@ -27,6 +29,60 @@ fn an_unreachable_sidecar_is_exit_code_3() {
     let (code, text) = failure(&stopping.socket(), &["status"]);
     assert_eq!(code, Some(3));
     assert_snapshot!(text, @"aoctl: cannot reach ao-sidecar on SOCKET: the sidecar is stopping");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let server = Server::start(Some(snapshot()));
+    for arguments in [
+        &["status"][..],
+        &["config", "show", "--json"],
+        &["doctor", "--json"],
+    ] {
+        let mut aoctl = program()
+            .arg("--socket")
+            .arg(server.socket())
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(aoctl.stdout.take());
+        let output = aoctl.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        assert!(output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_exit_code_1() {
+    let server = Server::start(Some(snapshot()));
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut aoctl = program();
+    aoctl.arg("--socket").arg(server.socket()).arg("status");
+    let output = aoctl.stdout(full).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_snapshot!(text, @"aoctl: cannot write the answer: No space left on device (os error 28)");
+}
+
+#[test]
+fn a_peer_with_a_name_of_1_mb_does_no_harm() {
+    let mut large = snapshot();
+    let name: Arc<str> = "x".repeat(1 << 20).into();
+    let facts = PeerFacts {
+        name: name.clone(),
+        ..large.peers[0].clone()
+    };
+    large.peers = [facts, large.peers[1].clone()].into();
+    large.report.peers[0].name = name;
+    let server = Server::start(Some(large));
+    for arguments in [["status"], ["peers"], ["counters"]] {
+        let text = server.answer(&arguments);
+        let longest = text.lines().map(str::len).max().unwrap();
+        assert!(longest < 2000, "{arguments:?}: {longest} octets in a line");
+    }
+    assert!(server.answer(&["peers", "--json"]).len() > 1 << 20);
 }
 
 #[test]

@@ -1,5 +1,9 @@
 //! The API over a real Unix socket, asked by the real `aoctl`.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod administration;
 mod changes;
@@ -14,4 +18,5 @@ mod memory;
 mod server;
 mod sessions;
 mod status;
+mod tcp;
 mod terminal;

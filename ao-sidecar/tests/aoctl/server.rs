@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use grpc_api::operator::EventLog;
-use grpc_api::{Api, ApiSocket, Health, Roles, Snapshot, SocketError, Source};
+use grpc_api::{Api, ApiSocket, Health, RoleMap, Roles, Snapshot, SocketError, Source, TcpApi};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
@@ -37,6 +37,16 @@ impl Server {
 
     /// Serves on `api.sock` in this folder.
     pub(crate) fn start_in(folder: TempDir, snapshot: Option<Snapshot>) -> Self {
+        Self::start_with(folder, snapshot, None, RoleMap::default())
+    }
+
+    /// The same, and over TCP.
+    pub(crate) fn start_with(
+        folder: TempDir,
+        snapshot: Option<Snapshot>,
+        tcp: Option<TcpApi>,
+        roles: RoleMap,
+    ) -> Self {
         let events = EventLog::new();
         let socket = ApiSocket::bind(&folder.path().join("api.sock")).unwrap();
         let (stop, stopped) = oneshot::channel();
@@ -52,11 +62,11 @@ impl Server {
                 source: Arc::new(Fixed(snapshot)),
                 control: Arc::new(keys::Fixed),
                 administration: configuration,
-                roles: Roles::default(),
+                roles: Roles::new(roles),
                 health: Health::new(),
                 events: log,
             };
-            runtime.block_on(grpc_api::serve(socket, None, api, async {
+            runtime.block_on(grpc_api::serve(socket, tcp, api, async {
                 let _ = stopped.await;
             }))
         });

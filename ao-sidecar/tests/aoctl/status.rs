@@ -1,8 +1,11 @@
 //! The sidecar as a whole, and its peers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use datapath::report::{KernelReport, KeyUse, LaunchedDaemon, PeerReport, Report, Session};
+use datapath::report::{
+    KernelReport, KeyUse, LastRefused, LaunchedDaemon, PeerReport, Report, Session,
+};
 use datapath::settings::Backend;
 use grpc_api::{Alarm, PeerFacts, Snapshot};
 use insta::assert_snapshot;
@@ -20,14 +23,16 @@ fn status_is_shown() {
         alarms: vec![
             alarm(Some("as64502"), "peer unreachable\u{1b}[2J"),
             alarm(None, "the audit log cannot be written"),
+            alarm(Some("ix"), "peer unreachable\u{1b}[2J"),
+            alarm(Some("new"), "blocked: it has no key"),
         ],
         api_made: 2,
         ..snapshot()
     }));
     assert_snapshot!(server.answer(&["status"]), @r"
-ALARM    as64502: peer unreachable�[2J
+ALARM    as64502, ix: peer unreachable�[2J
 ALARM    the audit log cannot be written
-BLOCKED  new: no key, so nothing is let through
+ALARM    new: blocked: it has no key
 DOWN     ix: no session is established
 
 ao-sidecar 1.2.3, up 1d 2h 3m 4s
@@ -40,10 +45,10 @@ queue overruns  6
 configuration   /etc/ao-sidecar/config.toml, in use since 2026-12-25T00:00:00Z
 made by API     2
 
-PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN  REASON
-as64502  10.0.0.2       179      userspace  established         1  transit       1  1000   900        7  file    configured
-ix       2001:db8::/64  179-180  userspace  down                0  transit       2     0     0        0  file    configured
-new      fe80::1%eth0   179      userspace  blocked             0  transit       0     0     0        0  file    configured
+PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN  LAST-REFUSED  REASON
+as64502  10.0.0.2       179      userspace  established         1  transit       1  1000   900        7  file    -             configured
+ix       2001:db8::/64  179-180  userspace  down                0  transit       2     0     0        0  file    -             configured
+new      fe80::1%eth0   179      userspace  blocked             0  transit       0     0     0        0  file    -             configured
 
 `aoctl doctor ix` tells why ix has no session, `aoctl doctor` why it and 1 more have none
 ");
@@ -87,7 +92,10 @@ new      fe80::1%eth0   179      userspace  blocked             0  transit      
       "segments_dropped": 7,
       "datapath": "userspace",
       "datapath_reason": "configured",
-      "origin": "file"
+      "origin": "file",
+      "last_refused": null,
+      "last_refused_at": null,
+      "last_refused_key_id": null
     },
     {
       "name": "ix",
@@ -102,7 +110,10 @@ new      fe80::1%eth0   179      userspace  blocked             0  transit      
       "segments_dropped": 0,
       "datapath": "userspace",
       "datapath_reason": "configured",
-      "origin": "file"
+      "origin": "file",
+      "last_refused": null,
+      "last_refused_at": null,
+      "last_refused_key_id": null
     },
     {
       "name": "new",
@@ -117,7 +128,10 @@ new      fe80::1%eth0   179      userspace  blocked             0  transit      
       "segments_dropped": 0,
       "datapath": "userspace",
       "datapath_reason": "configured",
-      "origin": "file"
+      "origin": "file",
+      "last_refused": null,
+      "last_refused_at": null,
+      "last_refused_key_id": null
     }
   ],
   "kernel": null,
@@ -129,6 +143,14 @@ new      fe80::1%eth0   179      userspace  blocked             0  transit      
     {
       "peer": null,
       "text": "the audit log cannot be written"
+    },
+    {
+      "peer": "ix",
+      "text": "peer unreachable\u001b[2J"
+    },
+    {
+      "peer": "new",
+      "text": "blocked: it has no key"
     }
   ],
   "config_file": "/etc/ao-sidecar/config.toml",
@@ -143,10 +165,10 @@ new      fe80::1%eth0   179      userspace  blocked             0  transit      
 fn peers_are_shown() {
     let server = Server::start(Some(snapshot()));
     assert_snapshot!(server.answer(&["peers"]), @r"
-PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN  REASON
-as64502  10.0.0.2       179      userspace  established         1  transit       1  1000   900        7  file    configured
-ix       2001:db8::/64  179-180  userspace  down                0  transit       2     0     0        0  file    configured
-new      fe80::1%eth0   179      userspace  blocked             0  transit       0     0     0        0  file    configured
+PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN  LAST-REFUSED  REASON
+as64502  10.0.0.2       179      userspace  established         1  transit       1  1000   900        7  file    -             configured
+ix       2001:db8::/64  179-180  userspace  down                0  transit       2     0     0        0  file    -             configured
+new      fe80::1%eth0   179      userspace  blocked             0  transit       0     0     0        0  file    -             configured
 
 `aoctl doctor ix` tells why ix has no session, `aoctl doctor` why it and 1 more have none
 ");
@@ -165,7 +187,10 @@ new      fe80::1%eth0   179      userspace  blocked             0  transit      
     "segments_dropped": 7,
     "datapath": "userspace",
     "datapath_reason": "configured",
-    "origin": "file"
+    "origin": "file",
+    "last_refused": null,
+    "last_refused_at": null,
+    "last_refused_key_id": null
   },
   {
     "name": "ix",
@@ -180,7 +205,10 @@ new      fe80::1%eth0   179      userspace  blocked             0  transit      
     "segments_dropped": 0,
     "datapath": "userspace",
     "datapath_reason": "configured",
-    "origin": "file"
+    "origin": "file",
+    "last_refused": null,
+    "last_refused_at": null,
+    "last_refused_key_id": null
   },
   {
     "name": "new",
@@ -195,7 +223,10 @@ new      fe80::1%eth0   179      userspace  blocked             0  transit      
     "segments_dropped": 0,
     "datapath": "userspace",
     "datapath_reason": "configured",
-    "origin": "file"
+    "origin": "file",
+    "last_refused": null,
+    "last_refused_at": null,
+    "last_refused_key_id": null
   }
 ]
 "#);
@@ -253,8 +284,8 @@ daemons         bird (812), bgpd (901)
 listeners       2
 option memory   524288 octets, raised from 131072
 
-PEER     ADDRESS   PORTS  DATAPATH  STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN  REASON
-as64502  10.0.0.2  179    kernel    established         1  transit       1  1000   900        7  file    bird was launched by ao-sidecar exec
+PEER     ADDRESS   PORTS  DATAPATH  STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN  LAST-REFUSED  REASON
+as64502  10.0.0.2  179    kernel    established         1  transit       1  1000   900        7  file    -             bird was launched by ao-sidecar exec
 ");
     assert_snapshot!(server.answer(&["sessions"]), @r"
 PEER     LOCAL         REMOTE          VRF  DATAPATH  STATE        CURRENT  RNEXT  GOOD  BAD  UNSIGNED  SENT  SND-SNE  RCV-SNE
@@ -298,6 +329,31 @@ as64502  10.0.0.1:179  10.0.0.2:40002  -    kernel    established        1      
     assert_eq!(status["peers"][0]["datapath"], "kernel");
     let reason = &status["peers"][0]["datapath_reason"];
     assert_eq!(reason, "bird was launched by ao-sidecar exec");
+}
+
+#[test]
+fn the_last_refusal_is_shown() {
+    let mut refused = snapshot();
+    refused.report.peers.truncate(2);
+    refused.peers = refused.peers[..2].into();
+    let refusals = [("bad-mac", Some(7)), ("unsigned", None)];
+    for (peer, (reason, key_id)) in refused.report.peers.iter_mut().zip(refusals) {
+        peer.last_refused = Some(LastRefused {
+            reason,
+            ago: Duration::from_secs(60),
+            key_id,
+        });
+    }
+    let server = Server::start(Some(refused));
+    let text = server.answer(&["peers"]);
+    assert!(text.contains("  bad-mac (KeyID 7) at 20"), "{text}");
+    assert!(text.contains("  unsigned at 20"), "{text}");
+    let json = server.answer(&["peers", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json[0]["last_refused"], "bad-mac");
+    assert_eq!(json[0]["last_refused_key_id"], 7);
+    assert!(json[0]["last_refused_at"].as_str().unwrap().ends_with('Z'));
+    assert_eq!(json[1]["last_refused_key_id"], serde_json::Value::Null);
 }
 
 #[test]

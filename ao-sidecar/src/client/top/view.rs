@@ -1,6 +1,5 @@
 //! What is seen, and how news and keys change it.
 
-use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
@@ -313,15 +312,15 @@ impl View {
             .map(|(position, peer)| (peer.name.as_str(), position))
             .collect();
         let order = self.order;
-        // Thousandths are as exact as a rate is.
-        let rank = |rate: Option<f64>| Reverse(rate.map(|rate| (rate * 1000.0).round() as i64));
+        // What is not known comes last.
+        let rank = |rate: Option<f64>| rate.unwrap_or(-1.0);
         for rows in [&mut self.peers, &mut self.sessions] {
             rows.sort_by(|a, b| {
                 let by_order = match order {
                     Order::Name => std::cmp::Ordering::Equal,
                     Order::State => b.badness.cmp(&a.badness),
-                    Order::Refused => rank(a.rates.refused).cmp(&rank(b.rates.refused)),
-                    Order::Good => rank(a.rates.good).cmp(&rank(b.rates.good)),
+                    Order::Refused => rank(b.rates.refused).total_cmp(&rank(a.rates.refused)),
+                    Order::Good => rank(b.rates.good).total_cmp(&rank(a.rates.good)),
                 };
                 let place = |row: &Row| position.get(row.peer.as_str()).copied();
                 by_order

@@ -190,7 +190,8 @@ impl Keys {
                 running.take();
             }
         }
-        // Sessions that had keys before, if any: what they go on with is nobody's key.
+        // Sessions that had keys before, if any, cannot go on: closed now, they are back as soon as
+        // there is a key, and not when a timer of the daemon ends.
         for name in blocked.iter().filter(|name| self.control.knows(name)) {
             if let Err(reason) = self.datapath.close(name) {
                 warn!(peer = %name, %reason, "its sessions cannot be closed");

@@ -220,7 +220,7 @@ impl Sidecar {
     /// When it does not say that it has.
     pub fn reload(&mut self, peers: &[PeerConfig]) {
         self.configure(peers);
-        let read = |log: String| log.matches("configuration read again").count();
+        let read = |log: String| log.matches("configuration taken over").count();
         let before = read(self.process().log());
         self.process().signal(Signal::SIGHUP);
         wait::until("the configuration being read", SIDECAR_START, || {

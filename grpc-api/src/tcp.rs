@@ -144,10 +144,11 @@ impl Door {
         }
     }
 
-    /// Makes the handshake; nothing when it fails, takes too long, or has to make room for others.
-    pub(crate) async fn enter(&self, tcp: TcpStream, from: SocketAddr) -> Option<Entrant> {
+    /// A place for a handshake. Connections have to ask in the order in which they came: the
+    /// newest takes the place of the oldest.
+    pub(crate) fn admit(&self, from: SocketAddr) -> Option<Entered> {
         match self.admission.enter(from.ip(), 0) {
-            Ok(entered) => self.handshake(tcp, from, entered).await,
+            Ok(entered) => Some(entered),
             Err(full) => {
                 self.refuse(Kind::Room, from, &full);
                 None
@@ -155,7 +156,8 @@ impl Door {
         }
     }
 
-    async fn handshake(
+    /// Makes the handshake; nothing when it fails, takes too long, or has to make room for others.
+    pub(crate) async fn enter(
         &self,
         tcp: TcpStream,
         from: SocketAddr,

@@ -180,11 +180,14 @@ impl<S: Source, K: KeyControl, A: Administration> Server<S, K, A> {
             };
             match accepted {
                 Ok((tcp, from)) => {
+                    let Some(entered) = door.admit(from) else {
+                        continue;
+                    };
                     let (server, door) = (Arc::clone(&self), Arc::clone(&door));
                     connections.spawn(async move {
                         let mut stop = server.stop.subscribe();
                         let entered = tokio::select! {
-                            entered = door.enter(tcp, from) => entered,
+                            entered = door.enter(tcp, from, entered) => entered,
                             _ = stop.wait_for(|&stop| stop) => None,
                         };
                         if let Some((tls, identity)) = entered {

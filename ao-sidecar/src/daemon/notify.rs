@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn an_abstract_socket_is_reached() {
-        let name = format!("ao-sidecar-test-{}", std::process::id());
+        let name = format!("ao-sidecar-test-{}", process::id());
         let manager =
             UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         send(OsStr::new(&format!("@{name}")), "STOPPING=1").unwrap();
@@ -178,7 +178,10 @@ mod tests {
         assert_eq!(watchdog(Some("1".into()), Some("me".into())), None);
     }
 
-    /// A service manager that takes us for dead after 300 ms.
+    /// Time after which [`Manager`] takes us for dead.
+    const PATIENCE: Duration = Duration::from_millis(900);
+
+    /// A service manager that waits for signs of life.
     struct Manager {
         socket: UnixDatagram,
         _folder: tempfile::TempDir,
@@ -191,7 +194,7 @@ mod tests {
             let socket = UnixDatagram::bind(&path).unwrap();
             let notifier = Notifier {
                 socket: Some(path.into()),
-                watchdog: Some(Duration::from_millis(300)),
+                watchdog: Some(PATIENCE),
             };
             let manager = Self {
                 socket,
@@ -204,7 +207,7 @@ mod tests {
         async fn hears(&self) -> bool {
             let socket = self.socket.try_clone().unwrap();
             socket
-                .set_read_timeout(Some(Duration::from_millis(300)))
+                .set_read_timeout(Some(PATIENCE))
                 .unwrap();
             let heard = spawn_blocking(move || {
                 let mut buffer = [0; 64];

@@ -31,19 +31,19 @@ const PATH: &str = "/metrics";
 /// What the page is, as OpenMetrics says it.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Scrapers that are talked to at once; more wait until one is done.
-const MAX_CONNECTIONS: usize = 16;
+pub(super) const MAX_CONNECTIONS: usize = 16;
 /// Connections that wait for that.
 const BACKLOG: u32 = 16;
 /// Longest time for a request to arrive.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time for a request and its answer, together.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
 /// Largest request, in octets: the least that hyper can be told.
 const MAX_REQUEST: usize = 8192;
 /// Most headers of a request.
 const MAX_HEADERS: usize = 32;
 /// How long a page is answered with again: scrapers cannot load the daemon.
-const PAGE_AGE: Duration = Duration::from_secs(1);
+pub(super) const PAGE_AGE: Duration = Duration::from_secs(1);
 /// After a failure to take a connection, which is for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
 

@@ -488,7 +488,7 @@ impl Writer<'_> {
         let mut metric = self.begin(family)?;
         for (values, value) in samples {
             let labels = labels(family, values);
-            metric.encode_family(&labels)?.encode_gauge(&value)?;
+            sample(&mut metric, &labels, |sample| sample.encode_gauge(&value))?;
         }
         Ok(())
     }
@@ -501,9 +501,9 @@ impl Writer<'_> {
         let mut metric = self.begin(family)?;
         for (values, value) in samples {
             let labels = labels(family, values);
-            metric
-                .encode_family(&labels)?
-                .encode_counter::<NoLabelSet, V, u64>(&value, None)?;
+            sample(&mut metric, &labels, |sample| {
+                sample.encode_counter::<NoLabelSet, V, u64>(&value, None)
+            })?;
         }
         Ok(())
     }
@@ -526,6 +526,19 @@ impl Writer<'_> {
                 )?;
         }
         Ok(())
+    }
+}
+
+/// Writes a sample. One without labels would have empty braces as a member of a family.
+fn sample<const N: usize>(
+    metric: &mut MetricEncoder<'_>,
+    labels: &[(&'static str, Cow<'_, str>); N],
+    write: impl FnOnce(&mut MetricEncoder<'_>) -> fmt::Result,
+) -> fmt::Result {
+    if N == 0 {
+        write(metric)
+    } else {
+        write(&mut metric.encode_family(labels)?)
     }
 }
 

@@ -143,7 +143,13 @@ fn roles_are_by_the_names_in_certificates() {
     assert_eq!(code, Some(1));
     assert_snapshot!(text, @"aoctl: ao-sidecar refused: this takes the role admin, and the caller has viewer");
     assert!(server.administration.asked.lock().unwrap().is_empty());
-    assert!(aoctl(&target, &bob, &delete).status().unwrap().success());
+    assert!(
+        aoctl(&target, &bob, &delete)
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
     let asked = server.administration.last();
     assert!(asked.starts_with("admin: DeletePeer"), "{asked}");
 

@@ -132,10 +132,10 @@ ao-sidecar 1.2.3  up 1h 0m 2s  userspace
 3 peers: 1 established, 1 down, 1 blocked  sessions 2  good/s 40  refused/s 3.0  sent/s 20  queued 3, lost 7
 ALARM ix: peer unreachable: connection refused
  peers 1-3 of 3, by configuration ────────────────────────────────────────────────────────────────────────────────────
-PEER                 ADDRESS                    STATE       SESSIONS GOOD/S    REFUSED/S SENT/S    REFUSED   DATAPATH
-transit              192.0.2.2                  established 1        40        0.0       20        7         userspace
-ix                   192.0.2.2                  down        0        0.0       3.0       0.0       6         userspace
-new�[2J              192.0.2.2                  blocked     0        0.0       0.0       0.0       0         userspace
+PEER    ADDRESS                                        STATE       SESSIONS GOOD/S REFUSED/S SENT/S  REFUSED DATAPATH
+transit 192.0.2.2                                      established        1     40       0.0     20        7 userspace
+ix      192.0.2.2                                      down               0    0.0       3.0    0.0        6 userspace
+new�[2J 192.0.2.2                                      blocked            0    0.0       0.0    0.0        0 userspace
 
 
 
@@ -158,9 +158,9 @@ ao-sidecar 1.2.3  up 1h 0m 2s  userspace
 3 peers: 1 established, 1 down, 1 blocked  sessions 2  good/s 40  refused/s 3.0  sent/s 20  queued 3, lost 7
 ALARM ix: peer unreachable: connection refused
  sessions 1-2 of 2, by configuration ─────────────────────────────────────────────────────────────────────────────────
-PEER                 LOCAL REMOTE               STATE       KEYS     GOOD/S    REFUSED/S SENT/S    REFUSED   DATAPATH
-transit              192.0.2.1:179 192.0.2.2:40 established 1/2      30        0.0       0.0       0         userspace
-transit              192.0.2.1:179 192.0.2.2:40 established 1/2      0.2M      0.0       0.0       0         userspace
+PEER    LOCAL REMOTE                                   STATE           KEYS GOOD/S REFUSED/S SENT/S  REFUSED DATAPATH
+transit 192.0.2.1:179 192.0.2.2:40001                  established      1/2     30       0.0    0.0        0 userspace
+transit 192.0.2.1:179 192.0.2.2:40002 (blue)           established      1/2   200k       0.0    0.0        0 userspace
 
 
 
@@ -185,7 +185,7 @@ fn before_the_first_answer_the_reason_is_seen() {
 ao-sidecar on /run/api.sock  GONE, trying again: cannot reach ao-sidecar on /run/api.sock
 
  no peers ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-PEER                 ADDRESS                    STATE       SESSIONS GOOD/S    REFUSED/S SENT/S    REFUSED   DATAPATH
+PEER ADDRESS                                           STATE       SESSIONS GOOD/S REFUSED/S SENT/S  REFUSED DATAPATH
 
 
 

@@ -15,6 +15,7 @@ mod fixture;
 mod help;
 mod keys;
 mod memory;
+mod roles;
 mod server;
 mod sessions;
 mod status;

@@ -26,6 +26,7 @@ pub(crate) struct Server {
     pub(crate) folder: TempDir,
     pub(crate) events: EventLog,
     pub(crate) administration: Arc<administration::Fixed>,
+    pub(crate) roles: Roles,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Result<(), SocketError>>>,
 }
@@ -53,6 +54,8 @@ impl Server {
         let log = events.clone();
         let administration = Arc::new(administration::Fixed::default());
         let configuration = Arc::clone(&administration);
+        let roles = Roles::new(roles);
+        let who_may = roles.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -62,7 +65,7 @@ impl Server {
                 source: Arc::new(Fixed(snapshot)),
                 control: Arc::new(keys::Fixed),
                 administration: configuration,
-                roles: Roles::new(roles),
+                roles: who_may,
                 health: Health::new(),
                 events: log,
             };
@@ -74,6 +77,7 @@ impl Server {
             folder,
             events,
             administration,
+            roles,
             stop: Some(stop),
             thread: Some(thread),
         }

@@ -106,12 +106,14 @@ impl Memory {
             })
         });
         self.keys.update(of_keys);
-        let of_kernel = report.sessions.iter().filter_map(|session| {
-            (session.backend == Backend::Kernel).then(|| {
+        let of_kernel = report
+            .sessions
+            .iter()
+            .filter(|session| session.backend == Backend::Kernel)
+            .map(|session| {
                 let peer = Arc::clone(&session.peer);
                 (SessionName::new(session), peer, kernel_counts(session))
-            })
-        });
+            });
         self.kernel.update(of_kernel);
 
         let live: HashSet<KeyRef<'_>> = keys.iter().filter_map(live_key).collect();

@@ -238,7 +238,7 @@ fn generation_key(peer: &Arc<str>, generation: &GenerationStatus) -> KeyReport {
         origin: KeyOrigin::Rollover {
             generation: generation.number,
             there: generation.there.map(stage),
-            agreed_at: None,
+            agreed_at: generation.agreed_at,
             segments_verified_there: generation.verified_there,
         },
         ids: Some((generation.id, generation.id)),

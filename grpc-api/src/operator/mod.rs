@@ -119,7 +119,7 @@ pub enum KeyOrigin {
         generation: u64,
         /// How far it is at the far end, as last told.
         there: Option<KeyState>,
-        /// When it was agreed; nothing while it is not.
+        /// When it was agreed; nothing while it is not, and if that was before the daemon started.
         agreed_at: Option<SystemTime>,
         /// Segments that the far end has verified with it, as last told.
         segments_verified_there: u64,

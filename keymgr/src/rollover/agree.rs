@@ -252,7 +252,7 @@ impl Rollover {
             generation: generation.label(),
             took: now.steady.saturating_sub(began),
         });
-        self.local(generation.number).agreed_at = Some(now.steady);
+        self.local(generation.number).agreed = Some(now);
         self.record.generations.push(generation);
     }
 

@@ -18,7 +18,7 @@ const RARE_LOOK: Duration = Duration::from_secs(10);
 /// What this process knows of a generation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Local {
-    pub(super) agreed_at: Option<Duration>,
+    pub(super) agreed: Option<Now>,
     /// The backend said so, in this process.
     pub(super) installed: bool,
     pub(super) failure: Option<String>,
@@ -149,7 +149,7 @@ impl Rollover {
         let local = self.local(work.number());
         local.failure = None;
         local.failures = 0;
-        let agreed_at = local.agreed_at.unwrap_or(now.steady);
+        let agreed_at = local.agreed.map_or(now.steady, |agreed| agreed.steady);
         local.installed = !matches!(work, Work::Delete(_));
         let Some(g) = self.record.get_mut(work.number()) else {
             return;

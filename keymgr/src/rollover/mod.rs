@@ -255,6 +255,7 @@ impl Rollover {
                 there: g.there,
                 ready: self.is_ready(g),
                 since: UNIX_EPOCH + Duration::from_secs(g.since),
+                agreed_at: local.and_then(|local| Some(local.agreed?.wall)),
                 verified_here: self.verified(g.number),
                 verified_there: local.map_or(0, |local| local.verified_there),
                 last_use: local.and_then(|local| local.last_use),

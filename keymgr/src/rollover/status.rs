@@ -24,6 +24,8 @@ pub struct GenerationStatus {
     pub ready: bool,
     /// When it got to its stage.
     pub since: SystemTime,
+    /// When it was agreed, if in this process.
+    pub agreed_at: Option<SystemTime>,
     /// Segments verified with it here, on the sessions last seen.
     pub verified_here: u64,
     /// Segments verified with it at the peer, as last told.

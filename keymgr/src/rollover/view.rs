@@ -200,10 +200,10 @@ impl Rollover {
             }
         }
         for generation in installed {
-            let agreed = self.local(generation.number).agreed_at;
+            let agreed = self.local(generation.number).agreed;
             self.tell(Step::InstalledThere {
                 generation,
-                took: now.steady.saturating_sub(agreed.unwrap_or(now.steady)),
+                took: now.steady.saturating_sub(agreed.unwrap_or(now).steady),
             });
         }
     }

@@ -52,6 +52,12 @@ fn daily() -> Parameters {
 fn two_fresh_ends_get_to_a_proven_key_without_any_secret_in_common() {
     let mut world = World::new(1, [quick(), quick()]);
     settle(&mut world, Duration::from_secs(5));
+    for end in 0..2 {
+        for generation in world.status(end).generations {
+            let proven = generation.since + Duration::from_secs(1);
+            assert!(generation.agreed_at.is_some_and(|agreed| agreed <= proven));
+        }
+    }
 }
 
 #[test]

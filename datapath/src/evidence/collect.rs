@@ -209,9 +209,14 @@ impl<'a> Collector<'a> {
             let links = &self.question.links;
             self.peer_of(&connection_between(local, remote, device, links))
         });
+        let own = self.question.addresses.contains(&error.outer_src);
         let gathered = place.and_then(|place| self.asked.get(&place));
-        if let Some(gathered) = gathered.and_then(|&at| self.peers.get_mut(at)) {
-            gathered.note_icmp(error);
+        let Some(gathered) = gathered.and_then(|&at| self.peers.get_mut(at)) else {
+            return;
+        };
+        match (own, error.version, error.kind, error.code) {
+            (true, 4, 3, 1) | (true, 6, 1, 3) => gathered.evidence.unresolved += 1,
+            _ => gathered.note_icmp(error),
         }
     }
 

@@ -115,7 +115,7 @@ pub fn local(peers: &[PeerSpec], asked: &[Arc<str>]) -> io::Result<LocalFacts> {
     let sockets = Sockets::read()?;
     let host = Host {
         links: &links,
-        policy: &policy,
+        connections: connections(&sockets, &policy, &links),
         sockets: &sockets,
         listeners_serve_vrfs: sysctl_is_set("net/ipv4/tcp_l3mdev_accept"),
     };
@@ -135,19 +135,28 @@ pub fn local(peers: &[PeerSpec], asked: &[Arc<str>]) -> io::Result<LocalFacts> {
 struct Sockets {
     all: Vec<TcpSocket>,
     md5_keys: Vec<sock_diag::Md5Key>,
+    /// By inode.
     holders: HashMap<u32, Holder>,
+    /// By process.
+    programs: HashMap<u32, String>,
 }
 
 impl Sockets {
     fn read() -> io::Result<Self> {
         let mut all = sock_diag::tcp_sockets(Filter::All)?;
-        all.retain(|socket| socket.state != TcpState::TimeWait);
-        let inodes = all.iter().map(|socket| socket.inode);
+        all.retain(|socket| !matches!(socket.state, TcpState::TimeWait | TcpState::Closed));
+        let md5_keys = sock_diag::md5_keys()?;
+        let keyed = md5_keys.iter().map(|key| &key.socket);
+        let inodes = all.iter().chain(keyed).map(|socket| socket.inode);
         let inodes: HashSet<u32> = inodes.filter(|inode| *inode != 0).collect();
+        let holders = process::holders(&inodes, &[])?;
+        let pids: HashSet<u32> = holders.values().map(|holder| holder.pid).collect();
+        let named = |pid| Some((pid, process::name(pid)?));
         Ok(Self {
             all,
-            md5_keys: sock_diag::md5_keys()?,
-            holders: process::holders(&inodes, &[])?,
+            md5_keys,
+            holders,
+            programs: pids.into_iter().filter_map(named).collect(),
         })
     }
 
@@ -156,15 +165,35 @@ impl Sockets {
     }
 
     fn program(&self, socket: &TcpSocket) -> Option<String> {
-        process::name(self.pid(socket)?)
+        self.programs.get(&self.pid(socket)?).cloned()
     }
+}
+
+/// Sockets with a connection, by name of its peer.
+fn connections<'a>(
+    sockets: &'a Sockets,
+    policy: &'a Policy,
+    links: &Links,
+) -> HashMap<&'a str, Vec<&'a TcpSocket>> {
+    let mut by_peer: HashMap<&str, Vec<&TcpSocket>> = HashMap::new();
+    for socket in &sockets.all {
+        let found = match socket.state {
+            TcpState::Listen => None,
+            _ => policy.find(&connection_of(socket, links)),
+        };
+        if let Some(peer) = found.and_then(|place| policy.peers().get(place)) {
+            by_peer.entry(&peer.name).or_default().push(socket);
+        }
+    }
+    by_peer
 }
 
 /// What there is to look at.
 struct Host<'a> {
     links: &'a Links,
-    policy: &'a Policy,
     sockets: &'a Sockets,
+    /// By name of the peer.
+    connections: HashMap<&'a str, Vec<&'a TcpSocket>>,
     /// Whether a listener bound to no device takes connections in VRFs.
     listeners_serve_vrfs: bool,
 }
@@ -175,7 +204,7 @@ impl Host<'_> {
             peer: Arc::clone(&peer.name),
             listeners: self.listeners(peer),
             md5_keys: self.md5_keys(peer),
-            sockets: self.connections(peer),
+            sockets: self.connections_of(peer),
             route: peer.remote.is_host().then(|| self.route(peer)),
         }
     }
@@ -229,22 +258,15 @@ impl Host<'_> {
         self.sockets.md5_keys.iter().filter_map(key).collect()
     }
 
-    fn connections(&self, peer: &PeerSpec) -> Vec<Socket> {
-        let of_peer = self.sockets.all.iter().filter(|socket| {
-            let connection = connection_of(socket, self.links);
-            let found = self.policy.find(&connection);
-            !matches!(socket.state, TcpState::Listen | TcpState::Closed)
-                && found
-                    .and_then(|place| self.policy.peers().get(place))
-                    .is_some_and(|found| found.name == peer.name)
-        });
-        let socket = |socket: &TcpSocket| Socket {
+    fn connections_of(&self, peer: &PeerSpec) -> Vec<Socket> {
+        let socket = |socket: &&TcpSocket| Socket {
             local: socket.local,
             remote: socket.remote,
             state: socket.state,
             program: self.sockets.program(socket),
         };
-        of_peer.map(socket).collect()
+        let of_peer = self.connections.get(&*peer.name);
+        of_peer.into_iter().flatten().map(socket).collect()
     }
 
     fn route(&self, peer: &PeerSpec) -> Result<Route, String> {

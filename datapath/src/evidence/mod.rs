@@ -47,6 +47,9 @@ pub struct PeerEvidence {
     pub resets_received: u64,
     /// ICMP errors about segments of this host; at most [`MAX_KINDS`] kinds.
     pub icmp: Vec<IcmpSeen>,
+    /// Times the kernel of this host gave up to find the next hop's address on the link (ARP,
+    /// neighbor discovery): segments that it could not send.
+    pub unresolved: u64,
     /// SYNs and SYN-ACKs of more kinds, or more than it was worth to examine.
     pub unexamined: u64,
 }
@@ -62,6 +65,7 @@ impl PeerEvidence {
             resets_sent: 0,
             resets_received: 0,
             icmp: Vec::new(),
+            unresolved: 0,
             unexamined: 0,
         }
     }

@@ -212,6 +212,7 @@ fn silent(facts: &Facts, peer: &PeerFacts, evidence: &PeerEvidence) -> Option<Dr
     stranger(facts, peer)
         .or_else(|| refused(peer, evidence).filter(|_| sent > 0))
         .or_else(|| idle(facts, peer))
+        .or_else(|| unresolved(peer, evidence))
         .or_else(|| {
             Some(match (sent, peer.is_dynamic()) {
                 (_, true) => return None,
@@ -352,6 +353,33 @@ fn is_too_big(icmp: &IcmpSeen) -> bool {
         IpAddr::V4(_) => (icmp.kind, icmp.code) == (3, 4),
         IpAddr::V6(_) => icmp.kind == 2,
     }
+}
+
+/// Segments do not even leave.
+fn unresolved(peer: &PeerFacts, evidence: &PeerEvidence) -> Option<Draft> {
+    if evidence.unresolved == 0 {
+        return None;
+    }
+    let route = peer.host.as_ref()?.route.as_ref()?.as_ref().ok()?;
+    let next = route.gateway.unwrap_or(peer.remote.address());
+    let (how, device) = match next {
+        IpAddr::V4(_) => ("ARP", &route.device),
+        IpAddr::V6(_) => ("neighbor discovery", &route.device),
+    };
+    Some(Draft::new(
+        Code::NoSegments,
+        format!(
+            "segments for {} cannot be sent: {next} does not answer {how} on {device}; nothing \
+             arrived from there, either",
+            peer.address()
+        ),
+        "The far end, or the next hop on the way to it, is not on the link: keys have nothing to do \
+         with it.",
+        format!(
+            "is {next} up, on the same link or VLAN, and has it that address? `ip neigh show {next}`, \
+             `ip link show {device}`"
+        ),
+    ))
 }
 
 fn no_segments(facts: &Facts, peer: &PeerFacts, evidence: &PeerEvidence) -> Draft {

@@ -1035,6 +1035,19 @@ fn a_daemon_that_tries_is_somebody() {
     assert_eq!(judge(&facts)[0].code, "no-attempts");
 }
 
+/// What cannot be sent is not for want of trying.
+#[test]
+fn a_far_end_that_is_not_on_the_link_is_told() {
+    let facts = down().with(|facts| facts.wire().unresolved = 2);
+    let first = &judge(&facts)[0];
+    assert_eq!(first.code, "no-segments");
+    assert!(
+        first.seen.contains("does not answer ARP on"),
+        "{}",
+        first.seen
+    );
+}
+
 /// Read by people: each text of each fault.
 #[test]
 fn texts() {

@@ -291,15 +291,18 @@ fn the_device_that_makes_it_the_peers_counts() {
 fn errors_about_own_segments_are_told() {
     let asked = names(&["p"]);
     let mut collector = Collector::new(question(vec![peer("p", FAR, &[])], &asked, &[]));
-    let error = |about: &[u8], code| {
-        let mut packet = vec![
-            0x45, 0, 0, 56, 0, 0, 0, 0, 64, 1, 0, 0, 198, 51, 100, 9, 192, 0, 2, 1,
-        ];
+    let error_of = |source: [u8; 4], about: &[u8], code| {
+        let mut packet = vec![0x45, 0, 0, 56, 0, 0, 0, 0, 64, 1, 0, 0];
+        packet.extend(source);
+        packet.extend([192, 0, 2, 1]);
         packet.extend([3, code, 0, 0, 0, 0, 0, 0]);
         packet.extend(&about[..28]);
         packet
     };
+    let error = |about: &[u8], code| error_of([198, 51, 100, 9], about, code);
     let own = segment((HERE, 40001), (FAR, 179), SYN, 8);
+    collector.take(&error_of([192, 0, 2, 1], &own, 1), &[LOOPBACK]);
+    assert!(!collector.is_conclusive(), "it may come from elsewhere");
     collector.take(&error(&own, 13), &[ETH0]);
     collector.take(&error(&own, 13), &[ETH0]);
     collector.take(&error(&own, 1), &[ETH0]);
@@ -313,6 +316,7 @@ fn errors_about_own_segments_are_told() {
         [("administratively prohibited", 2), ("host unreachable", 1)]
     );
     assert_eq!(icmp[0].from, ip("198.51.100.9"));
+    assert_eq!(evidence.peers[0].unresolved, 1);
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use grpc_api::operator::ControlError;
 use grpc_api::operator::administration::{
-    Administration, Caller, Change, Changed, ConfigProblem, ConfigReport, Finding, KeyChainReport,
-    Validation,
+    Administration, Audit, Caller, Change, Changed, ConfigProblem, ConfigReport, Finding,
+    KeyChainReport, Validation,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
@@ -159,14 +159,11 @@ impl Administration for Administrator {
         self.sidecar.audited(who, role, what, work).await
     }
 
-    async fn audit(&self, caller: &Caller, what: String) -> Result<(), ControlError> {
+    async fn audit(&self, caller: &Caller, what: String) -> Result<Audit, ControlError> {
         let (who, role) = (Arc::clone(&caller.who), caller.role.as_str());
-        self.blocking(move |sidecar| {
-            let entry = sidecar.begin_audit(&who, role, &what)?;
-            entry.done(Ok("passed on; the event stream tells what came of it"));
-            Ok(())
-        })
-        .await?
+        let begun = self.blocking(move |sidecar| sidecar.begin_audit(&who, role, &what));
+        let entry = begun.await??;
+        Ok(Audit::new(move |outcome| entry.done(outcome)))
     }
 
     async fn diagnose(

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use grpc_api::operator::administration::{
-    Administration, Caller, ChainKeyReport, Change, ChangeKind, Changed, ConfigChange,
+    Administration, Audit, Caller, ChainKeyReport, Change, ChangeKind, Changed, ConfigChange,
     ConfigProblem, ConfigReport, Finding, FindingSeverity, KeyChainReport, KeyChainSpec, KeySpec,
     Origin, Validation,
 };
@@ -116,8 +116,8 @@ impl Administration for Fixed {
         }
     }
 
-    async fn audit(&self, _: &Caller, _: String) -> Result<(), ControlError> {
-        Ok(())
+    async fn audit(&self, _: &Caller, _: String) -> Result<Audit, ControlError> {
+        Ok(Audit::new(|_| ()))
     }
 
     async fn diagnose(

@@ -81,7 +81,7 @@ pub trait Administration: Send + Sync + 'static {
         &self,
         caller: &Caller,
         what: String,
-    ) -> impl Future<Output = Result<(), ControlError>> + Send;
+    ) -> impl Future<Output = Result<Audit, ControlError>> + Send;
 
     /// Finds out what is wrong with `peer`, or with any; listens to peers without a session for up
     /// to `listen`.
@@ -90,6 +90,21 @@ pub trait Administration: Send + Sync + 'static {
         peer: Option<&str>,
         listen: Duration,
     ) -> impl Future<Output = Result<Vec<Finding>, ControlError>> + Send;
+}
+
+/// An entry of the audit log that has begun. When it is dropped, the log has no outcome.
+pub struct Audit(Box<dyn FnOnce(Result<&str, &str>) + Send>);
+
+impl Audit {
+    /// An entry that `done` completes.
+    pub fn new(done: impl FnOnce(Result<&str, &str>) + Send + 'static) -> Self {
+        Self(Box::new(done))
+    }
+
+    /// Completes it with what was done, or why nothing was.
+    pub fn done(self, outcome: Result<&str, &str>) {
+        (self.0)(outcome);
+    }
 }
 
 /// A change to what is made by API. Values are as the caller gave them; the daemon checks them.

@@ -85,9 +85,20 @@ impl<S: Source, K: KeyControl, A: Administration> Operator<S, K, A> {
         automatic(&self.control.peers(), asked)
     }
 
-    /// Has the caller's intention to do `what` written down.
-    async fn audit(&self, caller: &Caller, what: String) -> Result<(), Status> {
-        Ok(self.administration.audit(caller, what).await?)
+    /// Does `what`, once the audit log has it, and has it say what came of it.
+    async fn audited(
+        &self,
+        caller: &Caller,
+        what: String,
+        act: impl Future<Output = Result<String, ControlError>>,
+    ) -> Result<String, Status> {
+        let entry = self.administration.audit(caller, what).await?;
+        let done = act.await;
+        match &done {
+            Ok(message) => entry.done(Ok(message)),
+            Err(refused) => entry.done(Err(&refused.to_string())),
+        }
+        Ok(done?)
     }
 
     /// Makes a change; `done` says what was done, as a sentence.
@@ -170,8 +181,8 @@ impl<S: Source, K: KeyControl, A: Administration> OperatorService for Operator<S
         let peer = self.automatic(&peer)?;
         let how = if compromised { " (compromised)" } else { "" };
         let what = format!("start a key change with peer {peer}{how}");
-        self.audit(&caller, what).await?;
-        let message = self.control.start(&peer, compromised).await?;
+        let act = self.control.start(&peer, compromised);
+        let message = self.audited(&caller, what, act).await?;
         Ok(Response::new(StartRolloverResponse { message }))
     }
 
@@ -182,8 +193,8 @@ impl<S: Source, K: KeyControl, A: Administration> OperatorService for Operator<S
         let caller = caller(&request)?;
         let peer = self.automatic(&request.get_ref().peer)?;
         let what = format!("abort the key change with peer {peer}");
-        self.audit(&caller, what).await?;
-        let message = self.control.abort(&peer).await?;
+        let act = self.control.abort(&peer);
+        let message = self.audited(&caller, what, act).await?;
         Ok(Response::new(AbortRolloverResponse { message }))
     }
 
@@ -194,8 +205,8 @@ impl<S: Source, K: KeyControl, A: Administration> OperatorService for Operator<S
         let caller = caller(&request)?;
         let peer = self.automatic(&request.get_ref().peer)?;
         let what = format!("delete superseded keys of peer {peer} at once");
-        self.audit(&caller, what).await?;
-        let message = self.control.force(&peer).await?;
+        let act = self.control.force(&peer);
+        let message = self.audited(&caller, what, act).await?;
         Ok(Response::new(ForceRolloverResponse { message }))
     }
 

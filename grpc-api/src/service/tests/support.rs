@@ -27,7 +27,7 @@ use tonic::{Code, Request, Status, Streaming};
 use zeroize::Zeroizing;
 
 use crate::operator::administration::{
-    Administration, Caller, Change, Changed, ConfigReport, Finding, FindingSeverity,
+    Administration, Audit, Caller, Change, Changed, ConfigReport, Finding, FindingSeverity,
     KeyChainReport, KeyChainSpec, Origin, Role, Validation,
 };
 use crate::operator::{
@@ -181,9 +181,9 @@ impl Administration for Daemon {
         Ok(Changed::default())
     }
 
-    async fn audit(&self, caller: &Caller, what: String) -> Result<(), ControlError> {
+    async fn audit(&self, caller: &Caller, what: String) -> Result<Audit, ControlError> {
         self.note(format!("{}: {what}", caller.who));
-        Ok(())
+        Ok(Audit::new(|_| ()))
     }
 
     async fn diagnose(&self, _: Option<&str>, _: Duration) -> Result<Vec<Finding>, ControlError> {

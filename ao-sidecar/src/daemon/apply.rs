@@ -12,7 +12,7 @@ use super::roles::{self, RolesError};
 use super::sidecar::{Running, Sidecar};
 use crate::changes::{ChangesError, Staged};
 use crate::config::{self, Config, ConfigError};
-use crate::keys::{KeysError, Wanted};
+use crate::keys::{KeysError, WallClock, Wanted};
 use crate::logging;
 
 /// Why the running configuration stays.
@@ -102,12 +102,20 @@ impl Sidecar {
         }
         let roles = roles::of(&fresh.api)?;
         let prepared = self.keys.prepare(&fresh)?;
-        let done = self.keys.take_over(prepared, &fresh.peers, |wanted| {
+        // Who changes one thing by API has not said that the time of all chains is right.
+        let wall_clock = match staged {
+            None => WallClock::Believed,
+            Some(_) => WallClock::AsBefore,
+        };
+        let take_over = |wanted: &Wanted| {
             let reconfigured = self
                 .datapath
                 .with(|datapath| self.reconfigure(datapath, wanted, staged, replace_sessions));
             reconfigured.unwrap_or(Err(ApplyError::Stopping))
-        })?;
+        };
+        let done = self
+            .keys
+            .take_over(prepared, &fresh.peers, wall_clock, take_over)?;
         self.roles.replace(roles);
         logging::set_level(fresh.log.level);
         let changed = Changed {

@@ -206,9 +206,7 @@ mod tests {
         /// Whether a sign of life comes before it takes us for dead.
         async fn hears(&self) -> bool {
             let socket = self.socket.try_clone().unwrap();
-            socket
-                .set_read_timeout(Some(PATIENCE))
-                .unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
             let heard = spawn_blocking(move || {
                 let mut buffer = [0; 64];
                 socket

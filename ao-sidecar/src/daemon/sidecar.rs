@@ -17,7 +17,7 @@ use crate::VERSION;
 use crate::audit::AuditLog;
 use crate::changes::Changes;
 use crate::config::{Config, ConfigError, Overlay, Peer};
-use crate::keys::{Control, Keys, SharedDatapath, note_unused_store};
+use crate::keys::{Control, Keys, SharedDatapath, WallClock, Wanted, note_unused_store};
 
 /// What runs.
 pub(super) struct Sidecar {
@@ -70,14 +70,15 @@ impl Sidecar {
         let keys = Keys::new(&datapath, events)?;
         // Before the datapath: automatic peers have the keys of the store from its first moment.
         let prepared = keys.prepare(&config)?;
-        keys.take_over(prepared, &config.peers, |wanted| {
+        let start = |wanted: &Wanted| {
             let settings = Settings {
                 peers: wanted.specs.clone(),
                 ..config.settings(options.replace_sessions)
             };
             datapath.put(Datapath::start(settings)?);
             Ok::<_, DaemonError>(())
-        })?;
+        };
+        keys.take_over(prepared, &config.peers, WallClock::Believed, start)?;
         Ok(Self {
             started: Instant::now(),
             audit: AuditLog::new(&config.state_dir),

@@ -45,6 +45,15 @@ pub(crate) struct ChainPeer {
 /// The keys that a peer with a chain is to have now; nothing if it keeps those it has.
 pub(super) struct ChainKeys(pub(super) Option<Vec<Arc<Mkt>>>);
 
+/// What another configuration says about a wall clock that may have jumped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WallClock {
+    /// It is believed from now on: the operator has looked.
+    Believed,
+    /// Nothing.
+    AsBefore,
+}
+
 /// How much a key has been used: segments verified, and when they last became more.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Use {
@@ -136,20 +145,25 @@ impl Chains {
     }
 
     /// Replaces the chains: `apply` gets the keys that each peer is to have, gives them to the
-    /// backend, and may refuse. The wall clock is believed from now on: the operator has looked.
+    /// backend, and may refuse.
     pub(super) fn replace<T, E>(
         &self,
         peers: Vec<ChainPeer>,
+        wall_clock: WallClock,
         apply: impl FnOnce(&HashMap<Arc<str>, ChainKeys>) -> Result<T, E>,
     ) -> Result<T, E> {
         let mut state = self.shared.state();
         let now = self.shared.clock.now();
+        let time = match wall_clock {
+            WallClock::Believed => now.wall,
+            WallClock::AsBefore => state.watch.clone().look(now).0,
+        };
         let former: HashMap<Arc<str>, Scheduled> = mem::take(&mut state.peers)
             .into_iter()
             .map(|scheduled| (Arc::clone(&scheduled.peer.name), scheduled))
             .collect();
         let keys = peers.iter().map(|peer| {
-            let keys = keys_for(peer, former.get(&peer.name), now.wall);
+            let keys = keys_for(peer, former.get(&peer.name), time);
             (Arc::clone(&peer.name), ChainKeys(keys))
         });
         let mut keys: HashMap<Arc<str>, ChainKeys> = keys.collect();
@@ -160,7 +174,9 @@ impl Chains {
                 return Err(refused);
             }
         };
-        state.watch.trust(now);
+        if wall_clock == WallClock::Believed {
+            state.watch.trust(now);
+        }
         self.shared.alarms.retain(|subject| match subject {
             Subject::Chain(name) => keys.get(name).is_some_and(|ChainKeys(keys)| keys.is_none()),
             _ => true,

@@ -34,6 +34,7 @@ use tracing::warn;
 use self::alarms::Alarms;
 use self::automatic::Automatic;
 pub(crate) use self::backend::SharedDatapath;
+pub(crate) use self::chains::WallClock;
 use self::chains::{ChainKeys, ChainPeer, Chains};
 use self::clock::Clock;
 pub(crate) use self::control::{Control, key_state};
@@ -165,6 +166,7 @@ impl Keys {
         &self,
         prepared: Prepared,
         peers: &[Peer],
+        wall_clock: WallClock,
         apply: impl FnOnce(&Wanted) -> Result<T, E>,
     ) -> Result<T, E> {
         let Prepared {
@@ -173,7 +175,7 @@ impl Keys {
         } = prepared;
         let chain_peers = peers.iter().filter_map(chain_peer).collect();
         let mut blocked = Vec::new();
-        let applied = self.chains.replace(chain_peers, |of_chains| {
+        let applied = self.chains.replace(chain_peers, wall_clock, |of_chains| {
             let begun = prepared.as_ref().map(|prepared| &prepared.begun);
             let wanted = wanted(peers, of_chains, begun);
             let applied = apply(&wanted)?;

@@ -276,6 +276,28 @@ fn a_clock_that_jumps_changes_no_key() {
     }
 }
 
+/// Whoever changes another peer by API has not looked at the clock.
+#[test]
+fn only_an_operator_who_looked_makes_a_jumped_clock_believed() {
+    let (shared, _, _) = shared(vec![key(1, 0, None)], rules(OnExpiry::Keep));
+    // For the chains it is 1970; the machine's clock is far ahead.
+    shared.turn(shared.clock.now());
+    let chains = Chains {
+        shared: Arc::new(shared),
+        thread: Mutex::default(),
+    };
+    let peers = || {
+        let state = chains.shared.state();
+        let peers = state.peers.iter().map(|scheduled| scheduled.peer.clone());
+        peers.collect::<Vec<_>>()
+    };
+    for (wall_clock, holds) in [(WallClock::AsBefore, true), (WallClock::Believed, false)] {
+        let replaced = chains.replace(peers(), wall_clock, |_| Ok::<_, String>(()));
+        replaced.unwrap();
+        assert_eq!(chains.shared.state().watch.holds(), holds, "{wall_clock:?}");
+    }
+}
+
 #[test]
 fn the_use_of_keys_is_noted() {
     let (shared, _, _) = shared(vec![key(1, 0, None)], rules(OnExpiry::Keep));

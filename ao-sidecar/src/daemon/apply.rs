@@ -46,9 +46,9 @@ pub(super) enum ApplyError {
     )]
     NotTakenBack {
         /// Why it failed.
-        refused: datapath::ReloadError,
+        refused: Box<datapath::ReloadError>,
         /// Why it was not taken back.
-        undo: ChangesError,
+        undo: Box<ChangesError>,
     },
     /// There is nothing left to change.
     #[error("the sidecar is stopping")]
@@ -151,6 +151,7 @@ impl Sidecar {
         match undo.map_or(Ok(()), |undo| self.changes.keep(undo)) {
             Ok(()) => Err(refused.into()),
             Err(undo) => {
+                let (refused, undo) = (Box::new(refused), Box::new(undo));
                 let failure = ApplyError::NotTakenBack { refused, undo };
                 error!("{failure}");
                 Err(failure)

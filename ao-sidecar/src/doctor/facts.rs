@@ -83,6 +83,8 @@ pub struct PeerFacts {
     pub evidence: Option<PeerEvidence>,
     /// What this host knows; absent when that cannot be read.
     pub host: Option<PeerLocal>,
+    /// Whether a program tried to connect to it while it was looked at.
+    pub tried: bool,
 }
 
 /// Where keys come from, and how they are.
@@ -93,7 +95,7 @@ pub enum Keys {
     /// They are agreed with the far end's sidecar.
     Agreed {
         /// How that stands; absent while the peer is not known to the key manager yet.
-        rollover: Option<RolloverReport>,
+        rollover: Option<Box<RolloverReport>>,
         /// Generations that the datapath may have.
         keys: Vec<KeyFacts>,
     },

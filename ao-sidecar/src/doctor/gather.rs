@@ -1,12 +1,15 @@
 //! How a running daemon comes by the facts.
 
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use ao_engine::policy::Mkt;
-use datapath::evidence::{Evidence, LocalFacts};
+use datapath::Datapath;
+use datapath::evidence::{Evidence, LocalFacts, PeerLocal, Socket, TcpState};
 use datapath::report::{PeerReport, Report};
 use grpc_api::operator::administration::{Finding, Origin};
 use grpc_api::operator::{ControlError, KeyControl, KeyOrigin, KeyReport, KeyState};
@@ -20,6 +23,9 @@ use crate::keys::{Control, SharedDatapath};
 
 /// Apart from which two readings of the clock are of a clock that jumped.
 const APART: Duration = Duration::from_secs(5);
+
+/// How often it is looked who tries to connect, while it is listened.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// What a diagnosis needs of the running daemon.
 #[derive(Clone)]
@@ -57,11 +63,14 @@ pub(crate) async fn diagnose(
         return Ok(judge(&facts));
     }
     let before = Before::of(&facts.report);
-    let heard = hear(&parts, wanted, listen).await?;
+    let Heard { evidence, tried } = hear(&parts, wanted, listen).await?;
     // Sessions may have come up meanwhile, and daemons given up.
     facts = look(&parts, peer).await?;
     facts.before = Some(before);
-    match heard {
+    for peer in &mut facts.peers {
+        peer.tried |= tried.contains(&peer.name);
+    }
+    match evidence {
         Ok(evidence) => facts.hear(evidence),
         Err(failure) => facts.unknown.push(failure),
     }
@@ -78,7 +87,8 @@ async fn look(parts: &Parts, peer: Option<Arc<str>>) -> Result<Facts, ControlErr
         let mut facts = here(&parts, peer.as_deref())?;
         for peer in &mut facts.peers {
             if let Keys::Agreed { rollover, keys } = &mut peer.keys {
-                *rollover = rollovers.iter().find(|it| it.peer == peer.name).cloned();
+                let of_peer = rollovers.iter().find(|it| it.peer == peer.name);
+                *rollover = of_peer.cloned().map(Box::new);
                 let of_peer = agreed.iter().filter(|key| key.peer == peer.name);
                 *keys = of_peer.filter_map(agreed_key).collect();
             }
@@ -186,6 +196,9 @@ fn peer_facts(
         sessions: sessions.cloned().collect(),
         keys: keys(config, peer, now),
         evidence: None,
+        tried: place
+            .and_then(|place| host.peers.get(place))
+            .is_some_and(|host| host.sockets.iter().any(is_trying)),
         host: place.map(|place| host.peers.swap_remove(place)),
     }
 }
@@ -221,28 +234,63 @@ fn keys(config: &Config, peer: &Peer, now: SystemTime) -> Keys {
     }
 }
 
+/// What listening came to.
+struct Heard {
+    /// What was on the wire, or why that is not known.
+    evidence: Result<Evidence, String>,
+    /// Peers that a program tried to connect to meanwhile.
+    tried: HashSet<Arc<str>>,
+}
+
 /// Listens to peers, in a thread of its own: the runtime has few.
 async fn hear(
     parts: &Parts,
     peers: Vec<Arc<str>>,
     at_most: Duration,
-) -> Result<Result<Evidence, String>, ControlError> {
+) -> Result<Heard, ControlError> {
     let (sender, heard) = oneshot::channel();
     let (datapath, stop) = (Arc::clone(&parts.datapath), parts.stop.clone());
     let extra = keys_of_other_times(&parts.config, &peers);
     let listen = move || {
-        let go_on = || !sender.is_closed() && !*stop.borrow();
-        let heard =
-            datapath.with(|datapath| datapath.listen(&peers, &extra, at_most, true, &go_on));
+        let tried = RefCell::new(HashSet::new());
+        let looked = Cell::new(None::<Instant>);
+        let evidence = datapath.with(|datapath| {
+            let go_on = || {
+                if looked.get().is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
+                    tried.borrow_mut().extend(trying(datapath, &peers));
+                    looked.set(Some(Instant::now()));
+                }
+                !sender.is_closed() && !*stop.borrow()
+            };
+            datapath.listen(&peers, &extra, at_most, true, &go_on)
+        });
         // The caller may have gone away.
-        let _ = sender.send(heard);
+        let _ = sender.send(evidence.map(|evidence| (evidence, tried.into_inner())));
     };
     thread::Builder::new()
         .name("ao-doctor".to_owned())
         .spawn(listen)
         .map_err(|error| ControlError::Refused(format!("the system refused a thread: {error}")))?;
-    let heard = heard.await.ok().flatten().ok_or(ControlError::Stopping)?;
-    Ok(heard.map_err(|error| format!("segments of the peers cannot be listened to: {error}")))
+    let heard = heard.await.ok().flatten();
+    let (evidence, tried) = heard.ok_or(ControlError::Stopping)?;
+    let unheard = |error| format!("segments of the peers cannot be listened to: {error}");
+    Ok(Heard {
+        evidence: evidence.map_err(unheard),
+        tried,
+    })
+}
+
+/// Peers that a program tries to connect to at this moment. An attempt may end, for want of the next
+/// hop's link-layer address, without any segment.
+fn trying(datapath: &Datapath, peers: &[Arc<str>]) -> Vec<Arc<str>> {
+    let host = datapath.local(peers).unwrap_or_default();
+    let tries = |peer: &PeerLocal| peer.sockets.iter().any(is_trying);
+    let trying = host.peers.into_iter().filter(tries);
+    trying.map(|peer| peer.peer).collect()
+}
+
+fn is_trying(socket: &Socket) -> bool {
+    socket.state == TcpState::SynSent
 }
 
 /// All keys of the chains of these peers: the datapath has those of this moment.

@@ -84,11 +84,12 @@ fn failing(peer: &PeerFacts, rollover: &RolloverReport, reason: &str, matters: S
     let code = why(reason);
     let (name, endpoint) = (&peer.name, &rollover.endpoint);
     let remedy = match code {
-        Code::FarEndUntrusted if reason.contains(" refuses us ") => format!(
+        Code::FarEndUntrusted if reason.contains(" refuses us ") => {
             "at the far end, [peer.rollover] of this router must have the fingerprint that `aoctl \
-             identity` prints here (or its authority must have signed our certificate); then \
-             `aoctl config reload` there"
-        ),
+             identity` prints here (or its authority must have signed our certificate); then `aoctl \
+             config reload` there"
+                .to_owned()
+        }
         Code::FarEndUntrusted => format!(
             "ask the far end's operator, by another way than this one, what `aoctl identity` prints \
              there. If it is what was seen, write it as `fingerprint` in [peer.rollover] of peer \

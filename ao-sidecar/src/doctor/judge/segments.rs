@@ -200,7 +200,7 @@ impl Case<'_> {
             arrived(self.seen)
         );
         if let Some(swapped) = self.swapped(key_id, rnext, hint) {
-            return self.ids_swapped(seen, swapped, hint);
+            return self.ids_swapped(&seen, &swapped, hint);
         }
         let Hint::OtherKey {
             send_id,
@@ -210,7 +210,7 @@ impl Case<'_> {
             include_options,
         } = hint
         else {
-            return self.nobodys_key(seen, key_id);
+            return self.nobodys_key(&seen, key_id);
         };
         let key = KeyFacts {
             algorithm,
@@ -218,7 +218,7 @@ impl Case<'_> {
             ..self.key(send_id, recv_id)
         };
         if !active && recv_id == key_id {
-            return self.out_of_time(seen, &key);
+            return self.out_of_time(&seen, &key);
         }
         let seen = format!(
             "{seen}; the MAC verifies with the secret of SendID {send_id}, RecvID {recv_id} of this \
@@ -241,7 +241,7 @@ impl Case<'_> {
         )
     }
 
-    fn nobodys_key(&self, seen: String, key_id: u8) -> Draft {
+    fn nobodys_key(&self, seen: &str, key_id: u8) -> Draft {
         let add = match (&self.peer.keys, self.peer.keys.first()) {
             (Keys::Chain(chain), Some(key)) => format!(
                 "at the far end, use a key that this end has: {} ({IDS}); or add a key with recv_id = \
@@ -267,7 +267,7 @@ impl Case<'_> {
         )
     }
 
-    fn ids_swapped(&self, seen: String, key: KeyFacts, hint: Hint) -> Draft {
+    fn ids_swapped(&self, seen: &str, key: &KeyFacts, hint: Hint) -> Draft {
         let proof = match hint {
             Hint::Nothing => "",
             _ => ", and the MAC verifies with that key's secret",
@@ -280,16 +280,16 @@ impl Case<'_> {
             format!(
                 "at the far end, exchange the IDs of the key: {} ({IDS}); or here: send_id = {}, \
                  recv_id = {} for {}, {}",
-                mirrored(&key),
+                mirrored(key),
                 key.recv_id,
                 key.send_id,
-                key_here(self.facts, self.peer, &key),
-                take_over(&key)
+                key_here(self.facts, self.peer, key),
+                take_over(key)
             ),
         )
     }
 
-    fn out_of_time(&self, seen: String, key: &KeyFacts) -> Draft {
+    fn out_of_time(&self, seen: &str, key: &KeyFacts) -> Draft {
         Draft::new(
             Code::KeyOutOfTime,
             format!("{seen}; that key is known here, and not accepted at this time"),
@@ -379,7 +379,7 @@ impl Case<'_> {
                 recv_id,
                 active: false,
                 ..
-            } if recv_id == key_id => self.out_of_time(seen, &self.key(send_id, recv_id)),
+            } if recv_id == key_id => self.out_of_time(&seen, &self.key(send_id, recv_id)),
             Hint::OtherKey {
                 send_id, recv_id, ..
             } => Draft::new(

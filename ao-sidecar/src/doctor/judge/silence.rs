@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use datapath::evidence::{Examined, IcmpSeen, PeerEvidence, Step, Stranger, TcpState};
+use datapath::evidence::{Examined, IcmpSeen, PeerEvidence, Step, Stranger};
 use datapath::settings::Backend;
 use grpc_api::operator::administration::FindingSeverity;
 
@@ -214,9 +214,10 @@ fn silent(facts: &Facts, peer: &PeerFacts, evidence: &PeerEvidence) -> Option<Dr
         .or_else(|| idle(facts, peer))
         .or_else(|| unresolved(peer, evidence))
         .or_else(|| {
-            Some(match (sent, peer.is_dynamic()) {
-                (_, true) => return None,
-                (0, _) => no_attempts(facts, peer),
+            Some(match (sent, peer.tried) {
+                _ if peer.is_dynamic() => return None,
+                (0, false) => no_attempts(facts, peer),
+                (0, true) => next_hop_away(facts, peer),
                 (_, _) => no_segments(facts, peer, evidence),
             })
         })
@@ -281,10 +282,8 @@ fn stranger_of<'f>(facts: &'f Facts, peer: &PeerFacts) -> Option<&'f Stranger> {
     let examples = || facts.strangers.examples.iter();
     let is_known = |stranger: &&Stranger| stranger.verifies_as.as_ref() == Some(&peer.name);
     let is_address = |stranger: &&Stranger| peer.remote.contains(stranger.from);
-    // On the link of the peer, and signed: who else would do that?
     let is_near = |stranger: &&Stranger| {
         stranger.verifies_as.is_none()
-            && (stranger.key_id.is_some() || stranger.md5)
             && peer.remote.is_host()
             && same_network(stranger.from, peer.remote.address())
     };
@@ -402,6 +401,30 @@ fn no_segments(facts: &Facts, peer: &PeerFacts, evidence: &PeerEvidence) -> Draf
              TCPAO`; a sidecar there: `aoctl doctor`):{expected} are options of kind 29 filtered on \
              the way?",
             peer.remote.address()
+        ),
+    )
+}
+
+/// A connect that no SYN leaves for.
+fn next_hop_away(facts: &Facts, peer: &PeerFacts) -> Draft {
+    let route = peer.host.as_ref().and_then(|host| host.route.as_ref());
+    let next_hop = route
+        .and_then(|route| route.as_ref().ok()?.gateway)
+        .unwrap_or(peer.remote.address());
+    Draft::new(
+        Code::NoSegments,
+        format!(
+            "the daemon calls {}, no SYN has left for it, and nothing arrived from there in {}",
+            peer.address(),
+            span(facts.listened)
+        ),
+        "Most likely the next hop does not answer when asked for its link-layer address (ARP, \
+         neighbor discovery): the far end is away, or in another network. A rule of yours may also \
+         drop what the daemon sends.",
+        format!(
+            "ping {next_hop}, and see `ip neighbour show {next_hop}`; is the address of the peer right \
+             in {}?",
+            facts.config_file.display()
         ),
     )
 }

@@ -11,7 +11,7 @@ use ao_engine::policy::Prefix;
 use ao_engine::reason::DropReason;
 use datapath::evidence::{
     Examined, Hint, IcmpSeen, Listener, LocalFacts, Md5Key, PeerEvidence, PeerLocal, Route, Seen,
-    Socket, Step, Stranger, Strangers, TcpState,
+    Step, Stranger, Strangers, TcpState,
 };
 use datapath::report::{
     KernelReport, LastRefused, PeerReport, QueueReport, Report, Session, SessionState,
@@ -200,6 +200,7 @@ fn healthy_peer() -> PeerFacts {
                 source: Some(near()),
             })),
         }),
+        tried: false,
     }
 }
 
@@ -299,7 +300,7 @@ fn agreed(unreachable: Option<&str>, active: bool) -> Keys {
         there: Some(KeyState::Proven),
     };
     Keys::Agreed {
-        rollover: Some(RolloverReport {
+        rollover: Some(Box::new(RolloverReport {
             peer: "as64502".into(),
             endpoint: "10.0.0.2:7179".into(),
             trust: "sha256:00".into(),
@@ -315,7 +316,7 @@ fn agreed(unreachable: Option<&str>, active: bool) -> Keys {
             unreachable: unreachable.map(|reason| (noon() - DAY, reason.to_owned())),
             waiting: None,
             alarms: Vec::new(),
-        }),
+        })),
         keys: match active {
             true => vec![key(3, 3)],
             false => Vec::new(),
@@ -693,6 +694,17 @@ fn faults() -> Vec<(&'static str, Code, Facts)> {
             down().with(|facts| facts.strangers = strangers(stranger("10.0.0.3"))),
         ),
         (
+            "another address on the link, unsigned",
+            Code::Stranger,
+            down().with(|facts| {
+                let unsigned = Stranger {
+                    key_id: None,
+                    ..stranger("10.0.0.3")
+                };
+                facts.strangers = strangers(unsigned);
+            }),
+        ),
+        (
             "the address in another VRF",
             Code::Stranger,
             down().with(|facts| {
@@ -753,6 +765,14 @@ fn faults() -> Vec<(&'static str, Code, Facts)> {
         ),
         ("silence", Code::NoSegments, down().trying()),
         (
+            "a next hop that is away",
+            Code::NoSegments,
+            down().with(|facts| {
+                facts.host().listeners.clear();
+                facts.peer().tried = true;
+            }),
+        ),
+        (
             "silence, but for path-MTU discovery",
             Code::NoSegments,
             down().trying().with(|facts| {
@@ -795,7 +815,6 @@ fn faults() -> Vec<(&'static str, Code, Facts)> {
                     overruns: 2,
                     waiting: 1,
                     dropped: 40,
-                    ..QueueReport::default()
                 });
             }),
         ),
@@ -998,11 +1017,8 @@ fn a_stranger_is_told_once() {
         ("sidecar-ok", false),
     ];
     assert_eq!(codes, told);
-    // Unsigned scans from anywhere say nothing about the peer.
-    let scan = Stranger {
-        key_id: None,
-        ..stranger("10.0.0.9")
-    };
+    // Scans from anywhere say nothing about the peer.
+    let scan = stranger("198.51.100.9");
     let facts = down().with(|facts| facts.strangers = strangers(scan));
     assert_eq!(judge(&facts)[0].code, "no-attempts");
 }
@@ -1018,21 +1034,6 @@ fn only_those_are_listened_to_whose_cause_is_open() {
     assert!(!needs(&down().refused("local-md5", 5)));
     let restored = healthy().with(|facts| facts.peer().sessions[0].state = SessionState::Restored);
     assert!(!needs(&restored));
-}
-
-/// A socket that tries counts, even if its SYN is not due.
-#[test]
-fn a_daemon_that_tries_is_somebody() {
-    let facts = down().with(|facts| {
-        facts.host().listeners.clear();
-        facts.host().sockets.push(Socket {
-            local: (near(), 40_000).into(),
-            remote: (far(), 179).into(),
-            state: TcpState::SynSent,
-            program: Some("bird".into()),
-        });
-    });
-    assert_eq!(judge(&facts)[0].code, "no-attempts");
 }
 
 /// What cannot be sent is not for want of trying.

@@ -1,6 +1,6 @@
 //! What is known of one moment: plain data, without secrets.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use ao_engine::crypto::Algorithm;
 use ao_engine::policy::{Mkt, Prefix};
-use datapath::evidence::{LocalFacts, PeerEvidence, PeerLocal, Strangers};
+use datapath::evidence::{LocalFacts, PeerEvidence, PeerLocal, Socket, Strangers, TcpState};
 use datapath::report::{PeerReport, Report, Session, SessionState};
 use datapath::settings::Choice;
 use grpc_api::operator::RolloverReport;
@@ -203,10 +203,16 @@ impl Keys {
 }
 
 impl PeerFacts {
-    /// Sessions on which segments have verified under both ISNs.
+    /// Sessions on which segments have verified under both ISNs, and which the local TCP has, too:
+    /// it may never have got what verified.
     pub fn established(&self) -> impl Iterator<Item = &Session> {
-        let live = |session: &&Session| session.state == SessionState::Established;
-        self.sessions.iter().filter(live)
+        self.sessions.iter().filter(|session| {
+            session.state == SessionState::Established
+                && self.host.as_ref().is_none_or(|host| {
+                    let mut sockets = host.sockets.iter();
+                    sockets.any(|socket| is_of(socket, session))
+                })
+        })
     }
 
     /// Whether it has a session.
@@ -238,4 +244,14 @@ impl PeerFacts {
         }
         text
     }
+}
+
+/// Whether a socket is the local end of a session.
+fn is_of(socket: &Socket, session: &Session) -> bool {
+    let same = |one: SocketAddr, other: SocketAddr| {
+        (one.ip().to_canonical(), one.port()) == (other.ip().to_canonical(), other.port())
+    };
+    socket.state == TcpState::Established
+        && same(socket.local, session.local)
+        && same(socket.remote, session.remote)
 }

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ao_sys::capabilities::have_net_admin;
-use ao_sys::probe;
+use ao_sys::{probe, unix};
 use datapath::evidence::{self, TcpState};
 use datapath::firewall::Firewall;
 use datapath::settings::{Choice, PeerSpec};
@@ -42,8 +43,8 @@ struct Here {
     config_file: PathBuf,
     answer: Answer,
     config: Seen,
-    /// The process that has the state folder, and whether it is stopped by a signal.
-    holder: Option<(u32, bool)>,
+    /// The process that has the state folder.
+    holder: Option<u32>,
     /// Whether the guard is in place; absent when only root could tell.
     guard: Option<Result<bool, String>>,
     /// Live sessions with configured peers.
@@ -61,7 +62,12 @@ enum Answer {
     /// It may not be used.
     Denied,
     /// Somebody takes connections and says nothing.
-    Silent,
+    Silent {
+        /// The process, as far as it is known.
+        pid: Option<u32>,
+        /// Whether it is stopped by a signal.
+        stopped: bool,
+    },
     /// Somebody speaks.
     Speaks,
     /// The system said something else.
@@ -128,7 +134,9 @@ impl Here {
 
 /// Says a first word, and waits for one.
 fn ask(socket: &Path) -> Answer {
+    let mut pid = None;
     let spoken = UnixStream::connect(socket).and_then(|mut stream| {
+        pid = unix::peer_credentials(stream.as_fd())?.pid;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.write_all(GREETING)?;
@@ -142,21 +150,28 @@ fn ask(socket: &Path) -> Answer {
             io::ErrorKind::NotFound => Answer::Absent,
             io::ErrorKind::ConnectionRefused => Answer::Refused,
             io::ErrorKind::PermissionDenied => Answer::Denied,
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Answer::Silent,
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Answer::Silent {
+                pid,
+                stopped: pid.is_some_and(is_stopped),
+            },
             _ => Answer::Odd(error.to_string()),
         },
     }
 }
 
+/// Whether a process is stopped by a signal.
+fn is_stopped(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mut lines = status.lines();
+    lines.any(|line| line.starts_with("State:") && line.contains("stopped"))
+}
+
 /// Who holds a lock on a file, by the kernel's list of locks: trying it could keep a sidecar that
 /// starts now from having it.
-fn holder(lock: &Path) -> Option<(u32, bool)> {
+fn holder(lock: &Path) -> Option<u32> {
     let inode = fs::metadata(lock).ok()?.ino();
     let locks = fs::read_to_string("/proc/locks").ok()?;
-    let pid = locks.lines().find_map(|line| locked_by(line, inode))?;
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let stopped = |line: &str| line.starts_with("State:") && line.contains("stopped");
-    Some((pid, status.lines().any(stopped)))
+    locks.lines().find_map(|line| locked_by(line, inode))
 }
 
 /// The process of a line like `1: FLOCK  ADVISORY  WRITE 4711 08:01:131 0 EOF`.
@@ -210,7 +225,7 @@ fn answer(here: &Here) -> Draft {
                 here.config_file.display()
             ),
         ),
-        Answer::Silent => hanging(here),
+        Answer::Silent { pid, stopped } => hanging(here, *pid, *stopped),
         Answer::Speaks => Draft::new(
             Code::NotFoundOut,
             format!("the sidecar on {socket} answers now"),
@@ -220,20 +235,20 @@ fn answer(here: &Here) -> Draft {
     }
 }
 
-fn hanging(here: &Here) -> Draft {
-    let (who, remedy) = match here.holder {
-        Some((pid, true)) => (
+fn hanging(here: &Here, pid: Option<u32>, stopped: bool) -> Draft {
+    let (who, remedy) = match (pid, stopped) {
+        (Some(pid), true) => (
             format!(" (process {pid} is stopped by a signal)"),
             format!("`kill -CONT {pid}` lets it go on"),
         ),
-        Some((pid, false)) => (
+        (Some(pid), false) => (
             format!(" (process {pid})"),
             format!(
                 "see its log (`journalctl -u ao-sidecar`) and load (`top -H -p {pid}`); if it stays \
                  so, restart it: sessions go on if it takes less than their hold time"
             ),
         ),
-        None => (
+        (None, _) => (
             String::new(),
             "see its log (`journalctl -u ao-sidecar`), and restart it".to_owned(),
         ),
@@ -252,7 +267,7 @@ fn hanging(here: &Here) -> Draft {
 }
 
 fn not_running(here: &Here, mut seen: String) -> Draft {
-    if let Some((pid, _)) = here.holder {
+    if let Some(pid) = here.holder {
         seen.push_str(&format!(
             "; process {pid} has the state folder: a sidecar is starting, or serves another socket"
         ));
@@ -411,7 +426,11 @@ mod tests {
         let path = folder.path().join("api.sock");
         assert_eq!(ask(&path), Answer::Absent);
         let listener = UnixListener::bind(&path).unwrap();
-        assert_eq!(ask(&path), Answer::Silent);
+        let silent = Answer::Silent {
+            pid: Some(std::process::id()),
+            stopped: false,
+        };
+        assert_eq!(ask(&path), silent);
         drop(listener);
         assert_eq!(ask(&path), Answer::Refused);
     }
@@ -447,7 +466,7 @@ mod tests {
         };
         assert_eq!(codes(&open), ["not-running", "unprotected"]);
         let starting = Here {
-            holder: Some((4711, false)),
+            holder: Some(4711),
             ..absent.clone()
         };
         assert_eq!(codes(&starting), ["not-running"]);
@@ -470,7 +489,11 @@ mod tests {
         let told = ["config-wrong", "not-running", "blocked-peers"];
         assert_eq!(codes(&wrong), told);
         assert_eq!(codes(&here(Answer::Denied)), ["no-access"]);
-        assert_eq!(codes(&here(Answer::Silent)), ["hanging"]);
+        let silent = Answer::Silent {
+            pid: None,
+            stopped: false,
+        };
+        assert_eq!(codes(&here(silent)), ["hanging"]);
         assert_eq!(codes(&here(Answer::Speaks)), ["not-found-out"]);
         assert_eq!(codes(&here(Answer::Odd("?".into()))), ["not-running"]);
     }
@@ -507,10 +530,12 @@ mod tests {
             guard: None,
             ..absent.clone()
         });
-        add(&Here {
-            holder: Some((4711, true)),
-            ..here(Answer::Silent)
-        });
+        for stopped in [true, false] {
+            add(&here(Answer::Silent {
+                pid: Some(4711),
+                stopped,
+            }));
+        }
         add(&here(Answer::Denied));
         add(&Here {
             config: Seen::Wrong("/etc/ao-sidecar/config.toml:3:1: unknown key `prot`".into()),

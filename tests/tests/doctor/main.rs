@@ -7,10 +7,12 @@
 )]
 
 mod far_end;
+mod this_end;
 
 use std::process::Command;
 
 use ao_tests::daemon::{self, Daemon, Implementation, Speaker};
+use ao_tests::netns::Namespace;
 use ao_tests::sidecar::{Config, Key, Sidecar, program};
 use ao_tests::topology::{Family, Lan};
 use serde_json::Value;
@@ -81,12 +83,23 @@ struct Diagnosis {
     exit_code: Option<i32>,
 }
 
-/// Runs `aoctl doctor --json WORDS…` on a sidecar, whether it answers or not.
+/// Runs `aoctl doctor --json WORDS…` on a sidecar that answers.
 fn diagnose(sidecar: &Sidecar, words: &[&str]) -> Diagnosis {
-    let mut command = Command::new(program("aoctl"));
+    diagnose_by(Command::new(program("aoctl")), sidecar, words)
+}
+
+/// The same in a namespace: without an answer, it is looked at what is there.
+fn diagnose_from(namespace: &Namespace, sidecar: &Sidecar, words: &[&str]) -> Diagnosis {
+    diagnose_by(namespace.command(program("aoctl")), sidecar, words)
+}
+
+fn diagnose_by(mut command: Command, sidecar: &Sidecar, words: &[&str]) -> Diagnosis {
     command.arg("--socket").arg(sidecar.socket());
-    command.args(["doctor", "--json", "--listen", "20s", "--config"]);
+    command.args(["doctor", "--json", "--config"]);
     command.arg(sidecar.config_file()).args(words);
+    if !words.contains(&"--listen") {
+        command.args(["--listen", "20s"]);
+    }
     let output = command.output().expect("run aoctl");
     let answer: Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{command:?}: {error}: {output:?}"));

@@ -56,11 +56,8 @@ pub(super) fn strangers(facts: &Facts) -> Option<Draft> {
 pub(super) fn idle(facts: &Facts, peer: &PeerFacts) -> Option<Draft> {
     let host = peer.host.as_ref()?;
     let sent = peer.evidence.as_ref().map_or(0, PeerEvidence::sent_count);
-    let tries = host
-        .sockets
-        .iter()
-        .any(|socket| socket.state == TcpState::SynSent);
-    (host.listeners.is_empty() && !tries && sent == 0).then(|| nobody_listens(facts, peer).of(peer))
+    let somebody = !host.listeners.is_empty() || peer.tried || sent > 0;
+    (!somebody).then(|| nobody_listens(facts, peer).of(peer))
 }
 
 fn nobody_listens(facts: &Facts, peer: &PeerFacts) -> Draft {
@@ -96,7 +93,7 @@ fn after_verified(facts: &Facts, peer: &PeerFacts, evidence: &PeerEvidence) -> O
     segments::ttl_low(facts, peer)
         .or_else(|| idle(facts, peer))
         .or_else(|| unknown_rnext(peer, evidence))
-        .or_else(|| daemon_closes(evidence))
+        .or_else(|| daemon_closes(evidence).filter(|_| !peer.tried))
         .or_else(|| not_accepted(peer, evidence))
         .or_else(|| local_drop(peer, evidence))
 }
@@ -173,9 +170,13 @@ fn not_accepted(peer: &PeerFacts, evidence: &PeerEvidence) -> Option<Draft> {
     })
 }
 
-/// What verifies is not answered.
+/// What verifies does not reach the daemon.
 fn local_drop(peer: &PeerFacts, evidence: &PeerEvidence) -> Option<Draft> {
-    let syn = segments::verified(&evidence.received).next()?;
+    let arrived = segments::verified(&evidence.received).next()?;
+    let then = match arrived.step {
+        Step::Syn => "nothing was answered",
+        Step::SynAck => "the daemon's attempt goes on as if nothing had come",
+    };
     let (reason, remedy) = match host::recent(peer) {
         Some(refused) => (
             format!(
@@ -195,8 +196,8 @@ fn local_drop(peer: &PeerFacts, evidence: &PeerEvidence) -> Option<Draft> {
     Some(Draft::new(
         Code::LocalDrop,
         format!(
-            "{}, with a MAC that verifies, and nothing was answered{reason}",
-            segments::arrived(syn)
+            "{}, with a MAC that verifies, and {then}{reason}",
+            segments::arrived(arrived)
         ),
         "They arrive at this host's device, and are lost before the daemon answers.",
         remedy,

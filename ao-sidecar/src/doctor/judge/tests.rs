@@ -11,7 +11,7 @@ use ao_engine::policy::Prefix;
 use ao_engine::reason::DropReason;
 use datapath::evidence::{
     Examined, Hint, IcmpSeen, Listener, LocalFacts, Md5Key, PeerEvidence, PeerLocal, Route, Seen,
-    Step, Stranger, Strangers, TcpState,
+    Socket, Step, Stranger, Strangers, TcpState,
 };
 use datapath::report::{
     KernelReport, LastRefused, PeerReport, QueueReport, Report, Session, SessionState,
@@ -191,7 +191,12 @@ fn healthy_peer() -> PeerFacts {
                 pid: Some(4711),
             }],
             md5_keys: Vec::new(),
-            sockets: Vec::new(),
+            sockets: vec![Socket {
+                local: session().local,
+                remote: session().remote,
+                state: TcpState::Established,
+                program: Some("bird".into()),
+            }],
             route: Some(Ok(Route {
                 device: "eth0".into(),
                 device_mtu: 1500,
@@ -237,6 +242,7 @@ fn down() -> Facts {
     facts.listened = Duration::from_secs(10);
     let peer = &mut facts.peers[0];
     peer.sessions.clear();
+    peer.host.as_mut().unwrap().sockets.clear();
     peer.report.sessions = 0;
     peer.evidence = Some(PeerEvidence::nothing(Arc::clone(&peer.name)));
     facts
@@ -757,6 +763,15 @@ fn faults() -> Vec<(&'static str, Code, Facts)> {
             "a rule of somebody else",
             Code::LocalDrop,
             down().receiving(VERIFIED),
+        ),
+        (
+            "answers that a rule of somebody else drops",
+            Code::LocalDrop,
+            down().trying().with(|facts| {
+                facts.wire().received.push(seen(Step::SynAck, VERIFIED, 3));
+                facts.peer().sessions.push(session());
+                facts.peer().tried = true;
+            }),
         ),
         (
             "an engine that is full",

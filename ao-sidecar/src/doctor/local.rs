@@ -136,7 +136,8 @@ impl Here {
 fn ask(socket: &Path) -> Answer {
     let mut pid = None;
     let spoken = UnixStream::connect(socket).and_then(|mut stream| {
-        pid = unix::peer_credentials(stream.as_fd())?.pid;
+        let credentials = unix::peer_credentials(stream.as_fd())?;
+        pid = Some(credentials.pid).filter(|pid| *pid != 0);
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.write_all(GREETING)?;

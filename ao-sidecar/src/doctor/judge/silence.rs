@@ -212,13 +212,13 @@ fn silent(facts: &Facts, peer: &PeerFacts, evidence: &PeerEvidence) -> Option<Dr
     let sent = evidence.sent_count();
     stranger(facts, peer)
         .or_else(|| refused(peer, evidence).filter(|_| sent > 0))
-        .or_else(|| idle(facts, peer))
         .or_else(|| unresolved(peer, evidence))
+        .or_else(|| idle(facts, peer))
         .or_else(|| {
             Some(match (sent, peer.tried) {
                 _ if peer.is_dynamic() => return None,
                 (0, false) => no_attempts(facts, peer),
-                (0, true) => next_hop_away(facts, peer),
+                (0, true) => not_leaving(facts, peer),
                 (_, _) => no_segments(facts, peer, evidence),
             })
         })
@@ -407,25 +407,20 @@ fn no_segments(facts: &Facts, peer: &PeerFacts, evidence: &PeerEvidence) -> Draf
 }
 
 /// A connect that no SYN leaves for.
-fn next_hop_away(facts: &Facts, peer: &PeerFacts) -> Draft {
-    let route = peer.host.as_ref().and_then(|host| host.route.as_ref());
-    let next_hop = route
-        .and_then(|route| route.as_ref().ok()?.gateway)
-        .unwrap_or(peer.remote.address());
+fn not_leaving(facts: &Facts, peer: &PeerFacts) -> Draft {
     Draft::new(
         Code::NoSegments,
         format!(
-            "the daemon calls {}, no SYN has left for it, and nothing arrived from there in {}",
+            "the daemon calls {}, and in {} no SYN has left this host for it, nor has anything arrived \
+             from there",
             peer.address(),
             span(facts.listened)
         ),
-        "Most likely the next hop does not answer when asked for its link-layer address (ARP, \
-         neighbor discovery): the far end is away, or in another network. A rule of yours may also \
-         drop what the daemon sends.",
+        "Its next attempt may be due later, or a rule of this host's drops what the daemon sends.",
         format!(
-            "ping {next_hop}, and see `ip neighbour show {next_hop}`; is the address of the peer right \
-             in {}?",
-            facts.config_file.display()
+            "listen longer: `aoctl doctor {} --listen 150s`; look for rules of your own (`nft list \
+             ruleset`, `iptables-save -c`), and whether the next hop answers (`ip neigh`)",
+            peer.name
         ),
     )
 }

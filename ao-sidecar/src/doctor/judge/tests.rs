@@ -780,7 +780,7 @@ fn faults() -> Vec<(&'static str, Code, Facts)> {
         ),
         ("silence", Code::NoSegments, down().trying()),
         (
-            "a next hop that is away",
+            "a SYN that does not leave",
             Code::NoSegments,
             down().with(|facts| {
                 facts.host().listeners.clear();

@@ -114,7 +114,13 @@ impl Sidecar {
 
     /// Starts the process; does not wait.
     pub fn launch(&mut self, arguments: &[&str]) {
+        self.launch_with(arguments, &[]);
+    }
+
+    /// The same with variables in its environment.
+    pub fn launch_with(&mut self, arguments: &[&str], environment: &[(&str, &str)]) {
         let mut command = self.command(&["run"]);
+        command.envs(environment.iter().copied());
         command.arg("--state-dir").arg(self.state_dir());
         command.arg("--api-socket").arg(self.socket());
         command.args(arguments);
@@ -206,6 +212,16 @@ impl Sidecar {
     /// Writes another configuration for the next start.
     pub fn reconfigure(&self, config: &Config) {
         config.write(&self.scratch);
+    }
+
+    /// Adds sections to its configuration for the next start.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    pub fn add_sections(&self, sections: &str) {
+        let file = self.config_file();
+        let text = std::fs::read_to_string(&file).expect("its configuration");
+        std::fs::write(file, format!("{text}\n{sections}")).expect("write its configuration");
     }
 
     /// Writes another configuration with these peers for the next start.

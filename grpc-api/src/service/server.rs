@@ -440,7 +440,7 @@ fn no_role(identity: &Identity) -> String {
         }
         Identity::Certificate { names, .. } => {
             let mut names = names.join(", ");
-            names.truncate(256);
+            names.truncate(names.floor_char_boundary(256));
             format!("the name in the certificate ({names}) has no role in [api.tcp]")
         }
     }

@@ -25,4 +25,5 @@ pub use datapath::{
 };
 pub use kernel::RefusedKeys;
 pub use keys::{KeyError, Observed, Removal};
+pub use protected::covered_last;
 pub use userspace::JournalError;

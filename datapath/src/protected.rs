@@ -1,22 +1,29 @@
 //! Which peers the rules covered when they were last installed: a session of such a peer cannot
-//! be unprotected, one of a peer added since can.
+//! be unprotected, one of a peer added since can. And the guard can cover them again when it is not
+//! to be had from elsewhere who they are.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use ao_engine::policy::Prefix;
 
-use crate::settings::PeerSpec;
+use crate::settings::{Choice, PeerSpec};
 
 const NAME: &str = "protected-peers";
 
-/// Remote prefixes and ports.
+/// Peers without keys.
 #[derive(Debug, Default)]
-pub(crate) struct Protected(Vec<(Prefix, RangeInclusive<u16>)>);
+pub(crate) struct Protected(Vec<PeerSpec>);
+
+/// The peers that the rules covered when they were last installed, as noted in `state_dir`: without
+/// keys, each named by its line there.
+#[must_use]
+pub fn covered_last(state_dir: &Path) -> Vec<PeerSpec> {
+    Protected::load(state_dir).0
+}
 
 impl Protected {
     /// What was noted last; nothing if nothing was, or nothing that can be read.
@@ -30,14 +37,6 @@ impl Protected {
         state_dir: &Path,
         peers: impl IntoIterator<Item = &'a PeerSpec>,
     ) -> io::Result<()> {
-        let line = |peer: &PeerSpec| {
-            let (address, length) = (peer.remote.address(), peer.remote.length());
-            format!(
-                "{address}/{length} {}-{}\n",
-                peer.ports.start(),
-                peer.ports.end()
-            )
-        };
         let text: String = peers.into_iter().map(line).collect();
         fs::create_dir_all(state_dir)?;
         let fresh = state_dir.join("protected-peers.new");
@@ -53,25 +52,66 @@ impl Protected {
 
     /// Whether a connection between these ends was covered.
     pub(crate) fn covers(&self, local: SocketAddr, remote: SocketAddr) -> bool {
-        self.0.iter().any(|(prefix, ports)| {
-            prefix.contains(remote.ip())
-                && (ports.contains(&local.port()) || ports.contains(&remote.port()))
+        self.0.iter().any(|peer| {
+            peer.remote.contains(remote.ip())
+                && (peer.ports.contains(&local.port()) || peer.ports.contains(&remote.port()))
         })
     }
 }
 
-fn parse(line: &str) -> Option<(Prefix, RangeInclusive<u16>)> {
-    let (prefix, ports) = line.split_once(' ')?;
-    let (address, length) = prefix.split_once('/')?;
-    let (first, last) = ports.split_once('-')?;
-    let prefix = Prefix::new(address.parse().ok()?, length.parse().ok()?).ok()?;
-    Some((prefix, first.parse().ok()?..=last.parse().ok()?))
+/// Such as `192.0.2.2/32 179-179 vrf=red`.
+fn line(peer: &PeerSpec) -> String {
+    let (address, length) = (peer.remote.address(), peer.remote.length());
+    let (first, last) = (peer.ports.start(), peer.ports.end());
+    let mut line = format!("{address}/{length} {first}-{last}");
+    let local = peer.local.map(|local| local.to_string());
+    let kernel = (peer.datapath == Choice::Kernel).then(|| "kernel".to_owned());
+    let details = [
+        ("local", &local),
+        ("interface", &peer.interface),
+        ("vrf", &peer.vrf),
+        ("datapath", &kernel),
+    ];
+    for (key, value) in details {
+        if let Some(value) = value {
+            line.push_str(&format!(" {key}={value}"));
+        }
+    }
+    line.push('\n');
+    line
+}
+
+fn parse(line: &str) -> Option<PeerSpec> {
+    let mut fields = line.split(' ');
+    let (address, length) = fields.next()?.split_once('/')?;
+    let (first, last) = fields.next()?.split_once('-')?;
+    let mut peer = PeerSpec {
+        name: line.into(),
+        remote: Prefix::new(address.parse().ok()?, length.parse().ok()?).ok()?,
+        local: None,
+        ports: first.parse().ok()?..=last.parse().ok()?,
+        interface: None,
+        vrf: None,
+        keys: Vec::new(),
+        algorithms: Vec::new(),
+        ttl_min: 0,
+        datapath: Choice::Auto,
+    };
+    for field in fields {
+        match field.split_once('=')? {
+            ("local", local) => peer.local = Some(local.parse().ok()?),
+            ("interface", name) => peer.interface = Some(name.to_owned()),
+            ("vrf", name) => peer.vrf = Some(name.to_owned()),
+            ("datapath", "kernel") => peer.datapath = Choice::Kernel,
+            _ => return None,
+        }
+    }
+    Some(peer)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Choice;
 
     #[test]
     fn what_was_noted_is_covered_and_nothing_else() {
@@ -97,6 +137,21 @@ mod tests {
         assert!(covers("10.9.9.9:180", "10.0.0.2:40000"));
         assert!(!covers("10.9.9.9:40000", "10.0.1.2:179"));
         assert!(!covers("10.9.9.9:40000", "10.0.0.2:181"));
+    }
+
+    #[test]
+    fn what_was_noted_is_there_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let noted = "10.0.0.0/24 179-180\n\
+                     fe80::1/128 179-179 interface=eth0 vrf=red datapath=kernel\n\
+                     10.0.1.1/32 179-179 local=10.0.1.2\n";
+        fs::write(directory.path().join(NAME), noted).unwrap();
+        let peers = covered_last(directory.path());
+        assert_eq!(peers[1].interface.as_deref(), Some("eth0"));
+        assert_eq!(peers[2].local, Some("10.0.1.2".parse().unwrap()));
+        Protected::save(directory.path(), &peers).unwrap();
+        let again = fs::read_to_string(directory.path().join(NAME)).unwrap();
+        assert_eq!(again, noted);
     }
 
     #[test]

@@ -67,6 +67,19 @@ pub struct PeerSpec {
     pub datapath: Choice,
 }
 
+impl PeerSpec {
+    /// Whether both cover some connection with equal precedence, so that neither could be preferred.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.remote == other.remote
+            && self.local == other.local
+            && self.ports.start() <= other.ports.end()
+            && other.ports.start() <= self.ports.end()
+            && self.interface == other.interface
+            && self.vrf == other.vrf
+    }
+}
+
 /// Whether TCP-AO is removed from verified inbound segments before the local TCP sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Strip {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
+use ao_sidecar::changes::{self, LoadError};
 use ao_sidecar::cli::sidecar::{Arguments, Command, GuardAction};
 use ao_sidecar::config::{Config, Overlay};
 use ao_sidecar::daemon::{self, DaemonError, Options};
@@ -76,7 +77,7 @@ fn main() -> ExitCode {
             replace_sessions,
         }),
         Command::Check { config } => check(&config),
-        Command::Guard(GuardAction::Install { config }) => daemon::install_guard(&config),
+        Command::Guard(GuardAction::Install { config }) => install_guard(&config),
         Command::Guard(GuardAction::Remove { .. }) => daemon::remove_guard(),
     };
     match done {
@@ -102,8 +103,27 @@ fn fail(prefix: &str, error: &dyn std::error::Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
+fn install_guard(file: &Path) -> Result<(), DaemonError> {
+    if let Some(doubts) = daemon::install_guard(file)? {
+        let text = "the guard is installed for all other peers and those that were covered last";
+        let _ = writeln!(io::stderr(), "{doubts}\n{text}");
+    }
+    Ok(())
+}
+
 fn check(file: &Path) -> Result<(), DaemonError> {
-    let config = Config::load(file, &Overlay::default())?;
+    let config = match changes::load(file, None) {
+        Ok(config) => config,
+        Err(LoadError::Config(error)) => return Err(error.into()),
+        Err(LoadError::Changes(error)) => {
+            let _ = writeln!(
+                io::stderr(),
+                "what was made by API cannot be read, so only the file is checked ({error}); while \
+                 the sidecar runs, ask it: aoctl config check"
+            );
+            Config::load(file, &Overlay::default())?
+        }
+    };
     let peers = config.peers.len();
     let noun = if peers == 1 { "peer" } else { "peers" };
     for warning in &config.warnings {

@@ -2,6 +2,7 @@
 //! file, in `changes.redb` of the state folder. Secrets are sealed there, and a deleted one is
 //! destroyed.
 
+mod fit;
 mod record;
 mod stage;
 
@@ -13,6 +14,7 @@ use grpc_api::operator::ControlError;
 use grpc_api::operator::administration::Change;
 use keymgr::store::{CHANGES_FILE_NAME, SealingKey, SealingKeyError, Store, StoreError};
 
+pub use self::fit::{Fitting, LeftOut};
 pub use self::stage::Staged;
 use crate::config::{Config, ConfigError, Overlay, StatePlaces};
 
@@ -164,13 +166,32 @@ pub enum LoadError {
 ///
 /// # Errors
 /// When either cannot be read, or they do not go together.
-pub fn load(file: &Path, state_dir: Option<&Path>) -> Result<(Config, Changes), LoadError> {
+pub fn load(file: &Path, state_dir: Option<&Path>) -> Result<Config, LoadError> {
+    let changes = open(file, state_dir)?;
+    Ok(Config::load(file, &changes.overlay())?)
+}
+
+/// The configuration that a daemon starts with: [`load`], but where the two do not go together, what
+/// was made by API stands back.
+///
+/// # Errors
+/// When either cannot be read, or the file is wrong by itself.
+pub fn load_to_start(
+    file: &Path,
+    state_dir: Option<&Path>,
+) -> Result<(Fitting, Changes), LoadError> {
+    let changes = open(file, state_dir)?;
+    let mut fitting = fit::fit(file, changes.overlay())?;
+    if let Some(folder) = state_dir {
+        folder.clone_into(&mut fitting.config.state_dir);
+    }
+    Ok((fitting, changes))
+}
+
+fn open(file: &Path, state_dir: Option<&Path>) -> Result<Changes, LoadError> {
     let places = StatePlaces::read(file)?;
     let folder = state_dir.unwrap_or(&places.state_dir);
-    let changes = Changes::open(folder, places.sealing_key_file.as_deref())?;
-    let mut config = Config::load(file, &changes.overlay())?;
-    folder.clone_into(&mut config.state_dir);
-    Ok((config, changes))
+    Ok(Changes::open(folder, places.sealing_key_file.as_deref())?)
 }
 
 #[cfg(test)]

@@ -650,11 +650,12 @@ fn the_whole_is_loaded_from_where_the_file_says() {
         fs::set_permissions(&file, private).unwrap();
     };
     write(format!("state_dir = {state:?}\n{TEXT}"));
-    let (config, changes) = load(&file, None).unwrap();
+    let config = load(&file, None).unwrap();
     assert_eq!(config.peers.len(), 2);
     assert_eq!(config.state_dir, state);
-    drop(changes);
     write(TEXT.to_owned());
-    let (config, _changes) = load(&file, Some(&state)).unwrap();
+    let (fitting, _changes) = load_to_start(&file, Some(&state)).unwrap();
+    assert!(fitting.left_out.is_empty());
+    let config = fitting.config;
     assert_eq!((config.peers.len(), config.state_dir), (2, state));
 }

@@ -44,7 +44,7 @@ pub enum Command {
         #[arg(long)]
         replace_sessions: bool,
     },
-    /// Check a configuration and the secret files it names, and touch nothing
+    /// Check a configuration and the secret files it names, together with what was made by API
     Check {
         /// The configuration
         #[arg(value_name = "FILE", default_value = DEFAULT_CONFIG)]

@@ -5,6 +5,7 @@
 mod api;
 mod diff;
 mod effective;
+mod guarded;
 mod key_chain;
 mod lifetime;
 mod overlay;
@@ -25,12 +26,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use datapath::keeper;
-use datapath::settings::{Choice, OnExit, Settings, Strip};
+use datapath::settings::{Choice, OnExit, PeerSpec, Settings, Strip};
 use toml::de::DeTable;
 use zeroize::Zeroizing;
 
 pub use self::api::{ApiConfig, ApiTcpConfig};
 pub use self::diff::diff;
+pub use self::guarded::Guarded;
 pub use self::key_chain::Chain;
 pub(crate) use self::key_chain::checked_name;
 pub use self::overlay::Overlay;
@@ -50,6 +52,9 @@ pub const DEFAULT_API_SOCKET: &str = "/run/ao-sidecar/api.sock";
 /// Longest path of the API's Unix socket, in octets: `sun_path` less its final zero, and less
 /// `.keeper`, which names the socket beside it.
 const MAX_SOCKET_PATH: usize = 100;
+
+/// What a configuration without peers is told.
+const NO_PEER: &str = "there is no [[peer]], so nothing to protect; add one";
 
 const ROOT: Schema = Schema {
     title: "the configuration",
@@ -261,26 +266,39 @@ impl Config {
     /// What the userspace backend is told.
     #[must_use]
     pub fn settings(&self, replace_sessions: bool) -> Settings {
-        let Userspace {
-            first_queue,
-            workers,
-            queue_length,
-            mark_bit,
-            max_connections,
-            strip,
-        } = self.userspace;
+        let peers = self.peers.iter().map(|peer| peer.spec.clone());
         Settings {
-            peers: self.peers.iter().map(|peer| peer.spec.clone()).collect(),
-            first_queue,
-            workers,
-            queue_length,
-            mark_bit,
-            max_connections,
-            strip,
             on_exit: self.on_exit,
-            state_dir: self.state_dir.clone(),
             keeper_socket: keeper::socket_path(&self.api_socket),
             replace_sessions,
+            ..self.userspace.settings(peers.collect(), &self.state_dir)
+        }
+    }
+}
+
+impl Userspace {
+    /// With everything else as it is unless told otherwise.
+    fn settings(self, peers: Vec<PeerSpec>, state_dir: &Path) -> Settings {
+        let Self {
+            first_queue,
+            workers,
+            queue_length,
+            mark_bit,
+            max_connections,
+            strip,
+        } = self;
+        Settings {
+            peers,
+            first_queue,
+            workers,
+            queue_length,
+            mark_bit,
+            max_connections,
+            strip,
+            on_exit: OnExit::default(),
+            state_dir: state_dir.to_owned(),
+            keeper_socket: keeper::socket_path(Path::new(DEFAULT_API_SOCKET)),
+            replace_sessions: false,
         }
     }
 }
@@ -339,8 +357,7 @@ impl<'r> Reading<'r, '_> {
         let peer_sections = self.both("peer", &peer::PEER, &peer::PEER);
         let root = &mut self.root;
         if peer_sections.is_empty() {
-            root.place()
-                .problem("there is no [[peer]], so nothing to protect; add one");
+            root.place().problem(NO_PEER);
         }
         let peer_reader = peer::Reader {
             chains: &chains,

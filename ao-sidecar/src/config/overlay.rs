@@ -1,12 +1,19 @@
 //! What was made by API, as the readers of the configuration see it.
 
+use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
+use datapath::settings::Choice;
 use grpc_api::operator::Lifetime;
 use grpc_api::operator::administration::{KeyChainSpec, KeySpec, PeerSpec, Secret};
 use jiff::Timestamp;
+use toml::de::DeTable;
 
+use super::MADE;
 use super::effective::quoted;
+use super::peer::{PEER, covered};
+use super::problem::Problems;
+use super::section::Section;
 
 /// Peers, key chains and keys that were made by API, in the order in which they were made.
 ///
@@ -70,6 +77,62 @@ impl Overlay {
         self.chains.iter_mut().find(|chain| chain.name == name)
     }
 
+    /// What can be left out by itself, what others are in need of first: key chains with their
+    /// keys, keys beside the file's chains, peers.
+    pub(crate) fn subjects(&self) -> Vec<String> {
+        let of_chain = |chain: &MadeChain| match &chain.rules {
+            Some(rules) => vec![chain_subject(&rules.name)],
+            None => {
+                let keys = chain.keys.iter();
+                keys.map(|key| key_subject(&chain.name, key)).collect()
+            }
+        };
+        let chains = self.chains.iter().flat_map(of_chain);
+        let peers = self.peers.iter().map(|peer| peer_subject(&peer.name));
+        chains.chain(peers).collect()
+    }
+
+    /// The same without some subjects. A key chain goes with all its keys.
+    pub(crate) fn without(&self, subjects: &HashSet<String>) -> Self {
+        let stays = |subject: String| !subjects.contains(&subject);
+        let chain = |chain: &MadeChain| MadeChain {
+            keys: chain
+                .keys
+                .iter()
+                .filter(|key| stays(key_subject(&chain.name, key)))
+                .cloned()
+                .collect(),
+            ..chain.clone()
+        };
+        let chains = self.chains.iter();
+        let chains =
+            chains.filter(|chain| chain.rules.is_none() || stays(chain_subject(&chain.name)));
+        let peers = self
+            .peers
+            .iter()
+            .filter(|peer| stays(peer_subject(&peer.name)));
+        Self {
+            peers: peers.cloned().collect(),
+            chains: chains
+                .map(chain)
+                .filter(|chain| chain.rules.is_some() || !chain.keys.is_empty())
+                .collect(),
+        }
+    }
+
+    /// What its peers cover, without keys.
+    pub(crate) fn covered(&self) -> Vec<datapath::settings::PeerSpec> {
+        let document = self.document();
+        let problems = Problems::of_api(&document);
+        let Ok(table) = DeTable::parse(&document.text) else {
+            return Vec::new();
+        };
+        let mut made = Section::new(&MADE, table.into_inner(), 0..0, &problems);
+        let sections = made.tables("peer", &PEER);
+        let peer = |section: &Section<'_, '_>| covered(section, Choice::Auto);
+        sections.iter().filter_map(peer).collect()
+    }
+
     /// The same as a text that is read like the file. Its secrets are beside it.
     pub(super) fn document(&self) -> Document<'_> {
         let mut document = Document::default();
@@ -90,6 +153,18 @@ impl Overlay {
 
 fn key_name(chain: &str, key: &KeySpec) -> String {
     format!("key {}/{} of key chain {chain}", key.send_id, key.recv_id)
+}
+
+fn chain_subject(name: &str) -> String {
+    format!("key chain {name:?}")
+}
+
+fn key_subject(chain: &str, key: &KeySpec) -> String {
+    format!("key {}/{} of key chain {chain:?}", key.send_id, key.recv_id)
+}
+
+fn peer_subject(name: &str) -> String {
+    format!("peer {name:?}")
 }
 
 /// What was made by API, in the language of the file. Other than there, keys stand beside their
@@ -134,7 +209,7 @@ impl<'o> Document<'o> {
     }
 
     fn chain(&mut self, rules: &KeyChainSpec) {
-        self.begin("[[key_chain]]", format!("key chain {:?}", rules.name));
+        self.begin("[[key_chain]]", chain_subject(&rules.name));
         self.set("name", quoted(&rules.name));
         let tolerance = rules.tolerance.unwrap_or_default();
         let tolerance = if tolerance < FOREVER {
@@ -157,8 +232,7 @@ impl<'o> Document<'o> {
             send,
             accept,
         } = key;
-        let subject = format!("key {send_id}/{recv_id} of key chain {chain:?}");
-        self.begin("[[key]]", subject);
+        self.begin("[[key]]", key_subject(chain, key));
         self.set("key_chain", quoted(chain));
         self.set("send_id", send_id);
         self.set("recv_id", recv_id);
@@ -184,7 +258,7 @@ impl<'o> Document<'o> {
             ttl_min,
             datapath,
         } = peer;
-        self.begin("[[peer]]", format!("peer {name:?}"));
+        self.begin("[[peer]]", peer_subject(name));
         self.set("name", quoted(name));
         self.set("address", quoted(address));
         self.set("key_chain", quoted(key_chain));

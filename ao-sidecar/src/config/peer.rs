@@ -210,7 +210,7 @@ impl Reader<'_> {
         if let Some(other) = find(&|other| other.spec.name == *name) {
             let text = exists_twice("peer", "peers", name, &other.place, &draft.place);
             section.problem("name", text);
-        } else if let Some(other) = find(&|other| conflict(&other.spec, &draft.spec)) {
+        } else if let Some(other) = find(&|other| other.spec.overlaps(&draft.spec)) {
             let text = format!(
                 "peer {name:?} has the same address and ports as peer {:?} {}; remove one, or tell \
                  them apart by `ports`, `local_address` or `vrf`",
@@ -254,14 +254,23 @@ fn algorithms(chain: &KeyChain) -> Vec<Algorithm> {
     Algorithm::ALL.into_iter().filter(used).collect()
 }
 
-/// Whether both cover some connection with equal precedence, so that neither could be preferred.
-fn conflict(one: &PeerSpec, other: &PeerSpec) -> bool {
-    one.remote == other.remote
-        && one.local == other.local
-        && one.ports.start() <= other.ports.end()
-        && other.ports.start() <= one.ports.end()
-        && one.interface == other.interface
-        && one.vrf == other.vrf
+/// What a peer covers, as far as that can be read: without an address nothing, and without keys,
+/// which are not looked for. Whatever else cannot be read is noted, and taken for absent.
+pub(super) fn covered(section: &Section<'_, '_>, datapath: Choice) -> Option<PeerSpec> {
+    let (remote, zone) = section.parsed("address", parse_address)?;
+    let name = section.parsed("name", checked_name);
+    Some(PeerSpec {
+        name: name.unwrap_or_default().into(),
+        remote,
+        local: section.parsed("local_address", |local| parse_local(local, &remote)),
+        ports: ports(section),
+        interface: interface(section, &remote, zone),
+        vrf: section.parsed("vrf", interface_name),
+        keys: Vec::new(),
+        algorithms: Vec::new(),
+        ttl_min: 0,
+        datapath: super::datapath(section).unwrap_or(datapath),
+    })
 }
 
 fn find_chain<'c>(name: &str, chains: &'c [Named]) -> Result<&'c Named, String> {

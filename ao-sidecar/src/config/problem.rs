@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use grpc_api::operator::administration::Origin;
 
+use super::NO_PEER;
 use super::overlay::Document;
 
 /// A configuration that was refused. Its text has one line for each problem and never repeats a
@@ -25,6 +26,8 @@ pub struct Problem {
     pub place: Option<(usize, usize)>,
     /// What is wrong, and what to write instead.
     pub text: String,
+    /// What of the things made by API it is about, if it is about one.
+    pub(crate) subject: Option<String>,
 }
 
 impl ConfigError {
@@ -32,8 +35,17 @@ impl ConfigError {
     pub(super) fn of_file(file: &Path, text: String) -> Self {
         Self {
             file: file.to_owned(),
-            problems: vec![Problem { place: None, text }],
+            problems: vec![Problem {
+                place: None,
+                text,
+                subject: None,
+            }],
         }
+    }
+
+    /// Whether nothing is wrong but that nobody is to be protected.
+    pub(crate) fn is_want_of_peers(&self) -> bool {
+        self.problems.iter().all(|problem| problem.text == NO_PEER)
     }
 
     /// The problems, in the order of the file; then those of what was made by API.
@@ -116,6 +128,11 @@ impl<'t> Problems<'t> {
         self.warnings.borrow_mut().push((span.start, text.into()));
     }
 
+    /// Whether nothing was noted that is wrong.
+    pub(super) fn is_empty(&self) -> bool {
+        self.errors.borrow().is_empty()
+    }
+
     /// What was made by API, if that is what the problems are about.
     pub(super) fn made_by_api(&self) -> Option<&'t Document<'t>> {
         match self.text {
@@ -140,10 +157,12 @@ impl<'t> Problems<'t> {
             Text::File(..) => Problem {
                 place: Some(self.line_and_column(offset)),
                 text,
+                subject: None,
             },
             Text::Api(made) => Problem {
                 place: None,
                 text: format!("made by API: {}: {text}", made.subject(offset)),
+                subject: Some(made.subject(offset).to_owned()),
             },
         }
     }

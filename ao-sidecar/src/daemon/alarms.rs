@@ -16,6 +16,8 @@ pub(super) struct Watched {
     restored: Growth,
     /// Why the last line was not written to the audit log.
     audit_failure: Option<String>,
+    /// What of the configuration is not in use, until one is taken over whole.
+    left_out: Vec<Alarm>,
 }
 
 /// A counter, and when it was last seen to have grown.
@@ -46,10 +48,16 @@ impl Watched {
         self.audit_failure = failure;
     }
 
+    /// What of the configuration is not in use.
+    pub(super) fn note_left_out(&mut self, alarms: Vec<Alarm>) {
+        self.left_out = alarms;
+    }
+
     /// The alarms of this moment.
     pub(super) fn alarms(&mut self, report: &Report, now: Instant) -> Vec<Alarm> {
         let general = |text: String| Alarm { peer: None, text };
         let mut alarms: Vec<Alarm> = self.audit_failure.iter().cloned().map(general).collect();
+        alarms.extend(self.left_out.iter().cloned());
         let overruns = report
             .queues
             .iter()

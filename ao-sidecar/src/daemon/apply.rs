@@ -123,6 +123,8 @@ impl Sidecar {
             warnings: fresh.warnings.iter().map(ToString::to_string).collect(),
         };
         self.set_running(Running::new(fresh, &self.changes.overlay()));
+        // It is whole.
+        self.watched().note_left_out(Vec::new());
         log(&changed, done);
         Ok(changed)
     }

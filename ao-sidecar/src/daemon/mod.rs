@@ -37,8 +37,8 @@ use self::sidecar::Sidecar;
 use self::state_dir::StateDir;
 pub use self::state_dir::{StateDirError, make_state_dir};
 use crate::VERSION;
-use crate::changes::{self, Changes, ChangesError, LoadError};
-use crate::config::{ApiTcpConfig, Config, ConfigError, Overlay};
+use crate::changes::{self, Changes, ChangesError, Fitting, LeftOut, LoadError};
+use crate::config::{ApiTcpConfig, ConfigError, Guarded};
 use crate::keys::{Control, KeysError};
 use crate::logging;
 use crate::metrics::{Endpoint, MetricsError};
@@ -125,42 +125,44 @@ impl From<LoadError> for DaemonError {
 /// # Errors
 /// When anything prevents the start, or the stop fails.
 pub fn run(options: &Options) -> Result<(), DaemonError> {
-    let (config, changes) = load(options)?;
-    logging::init(config.log);
+    let (fitting, changes) = load(options)?;
+    logging::init(fitting.config.log);
     info!(version = VERSION, config = %options.config.display(), "ao-sidecar starts");
-    for warning in &config.warnings {
+    for warning in &fitting.config.warnings {
         warn!("{}:{warning}", options.config.display());
     }
-    start(options, config, changes).inspect_err(|failure| error!("{failure}"))
+    for LeftOut { what, why } in &fitting.left_out {
+        error!("{what} is left out, for it does not go together with the file: {why}");
+    }
+    start(options, fitting, changes).inspect_err(|failure| error!("{failure}"))
 }
 
 /// The configuration as the command line has it, and what was made by API.
-fn load(options: &Options) -> Result<(Config, Changes), LoadError> {
-    let (mut config, changes) = changes::load(&options.config, options.state_dir.as_deref())?;
+fn load(options: &Options) -> Result<(Fitting, Changes), LoadError> {
+    let state_dir = options.state_dir.as_deref();
+    let (mut fitting, changes) = changes::load_to_start(&options.config, state_dir)?;
     if let Some(socket) = &options.api_socket {
-        config.api_socket.clone_from(socket);
+        fitting.config.api_socket.clone_from(socket);
     }
-    Ok((config, changes))
+    Ok((fitting, changes))
 }
 
-/// Installs the guard alone, for the peers of `file` and those made by API, before the network comes
-/// up and the daemon starts.
+/// Installs the guard alone, for all peers that can be made out from `file` and from what was
+/// covered last, before the network comes up and the daemon starts. Tells what could not be read of
+/// the file.
 ///
 /// # Errors
-/// When the configuration is wrong, a privilege is missing, or the firewall refuses. When what was
-/// made by API cannot be read; the peers of the file are guarded then.
-pub fn install_guard(file: &Path) -> Result<(), DaemonError> {
+/// When there is nobody to guard, a privilege is missing, or the firewall refuses.
+pub fn install_guard(file: &Path) -> Result<Option<ConfigError>, DaemonError> {
     check_privileges()?;
-    let (config, unread) = match changes::load(file, None) {
-        Ok((config, _)) => (config, None),
-        Err(LoadError::Changes(unread)) => {
-            let config = Config::load(file, &Overlay::default())?;
-            (config, Some(unread))
+    let Guarded { settings, doubts } = Guarded::read(file);
+    match doubts {
+        Some(doubts) if settings.peers.is_empty() => Err(doubts.into()),
+        doubts => {
+            datapath::install_guard(&settings)?;
+            Ok(doubts)
         }
-        Err(LoadError::Config(error)) => return Err(error.into()),
-    };
-    datapath::install_guard(&config.settings(false))?;
-    unread.map_or(Ok(()), |unread| Err(unread.into()))
+    }
 }
 
 /// Removes the guard and the rules that a stopped daemon left: peers are unprotected from then on.
@@ -181,7 +183,8 @@ fn check_privileges() -> Result<(), DaemonError> {
     }
 }
 
-fn start(options: &Options, config: Config, changes: Changes) -> Result<(), DaemonError> {
+fn start(options: &Options, fitting: Fitting, changes: Changes) -> Result<(), DaemonError> {
+    let config = &fitting.config;
     check_privileges()?;
     keep_keys_out_of_core_dumps();
     ao_sys::memory::keep_little();
@@ -193,7 +196,7 @@ fn start(options: &Options, config: Config, changes: Changes) -> Result<(), Daem
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()?;
-    runtime.block_on(supervise(options.clone(), config, changes, socket))
+    runtime.block_on(supervise(options.clone(), fitting, changes, socket))
 }
 
 /// Calls of peers and sockets of daemons need more than the usual soft limit.
@@ -215,7 +218,7 @@ fn keep_keys_out_of_core_dumps() {
 
 async fn supervise(
     options: Options,
-    config: Config,
+    fitting: Fitting,
     changes: Changes,
     socket: ApiSocket,
 ) -> Result<(), DaemonError> {
@@ -223,11 +226,12 @@ async fn supervise(
     // Watched before the start: it would end the process otherwise.
     let mut hangup = signal(SignalKind::hangup())?;
     let notifier = Notifier::from_environment();
+    let config = &fitting.config;
     let tcp = config.api.tcp.as_ref().map(tcp_api).transpose()?;
     let metrics = config.metrics_listen.map(Endpoint::bind).transpose()?;
     let events = EventLog::new();
     let log = events.clone();
-    let started = spawn_blocking(move || Sidecar::start(options, config, changes, &log));
+    let started = spawn_blocking(move || Sidecar::start(options, fitting, changes, &log));
     let sidecar = Arc::new(started.await??);
     sidecar.log_start(socket.path().display());
 

@@ -8,14 +8,14 @@ use datapath::report::Report;
 use datapath::settings::{Backend, OnExit, Settings};
 use datapath::{Datapath, StopError};
 use grpc_api::operator::EventLog;
-use grpc_api::{PeerFacts, Roles, Snapshot, Source};
+use grpc_api::{Alarm, PeerFacts, Roles, Snapshot, Source};
 use tracing::info;
 
 use super::alarms::Watched;
 use super::{DaemonError, Options, roles};
 use crate::VERSION;
 use crate::audit::AuditLog;
-use crate::changes::Changes;
+use crate::changes::{Changes, Fitting, LeftOut};
 use crate::config::{Config, ConfigError, Overlay, Peer};
 use crate::keys::{Control, Keys, SharedDatapath, WallClock, Wanted, note_unused_store};
 
@@ -60,10 +60,16 @@ impl Sidecar {
     /// Starts datapath and keys. Blocks; when it returns, rules and guard are active.
     pub(super) fn start(
         options: Options,
-        config: Config,
+        fitting: Fitting,
         changes: Changes,
         events: &EventLog,
     ) -> Result<Self, DaemonError> {
+        let Fitting {
+            config,
+            made,
+            left_out,
+            blocked,
+        } = fitting;
         let roles = Roles::new(roles::of(&config.api)?);
         note_unused_store(&config);
         let datapath = Arc::new(SharedDatapath::default());
@@ -72,24 +78,26 @@ impl Sidecar {
         let prepared = keys.prepare(&config)?;
         let start = |wanted: &Wanted| {
             let settings = Settings {
-                peers: wanted.specs.clone(),
+                peers: [wanted.specs.clone(), blocked].concat(),
                 ..config.settings(options.replace_sessions)
             };
             datapath.put(Datapath::start(settings)?);
             Ok::<_, DaemonError>(())
         };
         keys.take_over(prepared, &config.peers, WallClock::Believed, start)?;
+        let mut watched = Watched::default();
+        watched.note_left_out(left_out.into_iter().map(alarm).collect());
         Ok(Self {
             started: Instant::now(),
             audit: AuditLog::new(&config.state_dir),
-            running: RwLock::new(Arc::new(Running::new(config, &changes.overlay()))),
+            running: RwLock::new(Arc::new(Running::new(config, &made))),
             options,
             datapath,
             keys,
             changes,
             roles,
             turn: Arc::default(),
-            watched: Mutex::default(),
+            watched: Mutex::new(watched),
         })
     }
 
@@ -196,6 +204,14 @@ fn facts(peer: &Peer) -> PeerFacts {
             .map_or_else(String::new, |chain| chain.name().to_owned()),
         ports: (*peer.spec.ports.start(), *peer.spec.ports.end()),
         origin: peer.origin,
+    }
+}
+
+fn alarm(left_out: LeftOut) -> Alarm {
+    let LeftOut { what, why } = left_out;
+    Alarm {
+        peer: None,
+        text: format!("{what} is left out, and blocked if it is a peer: {why}"),
     }
 }
 

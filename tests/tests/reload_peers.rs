@@ -1,5 +1,11 @@
 //! Peers come, go and change while another peer's session is busy: nothing of it is lost.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test reports by panicking"
+)]
+
 use std::fmt::Write as _;
 use std::fs;
 use std::time::Duration;

@@ -93,7 +93,10 @@ pub trait Administration: Send + Sync + 'static {
 }
 
 /// An entry of the audit log that has begun. When it is dropped, the log has no outcome.
-pub struct Audit(Box<dyn FnOnce(Result<&str, &str>) + Send>);
+pub struct Audit(Box<Completion>);
+
+/// Takes what was done, or why nothing was.
+type Completion = dyn FnOnce(Result<&str, &str>) + Send;
 
 impl Audit {
     /// An entry that `done` completes.

@@ -1,5 +1,11 @@
 //! What the service manager is told, and when (sd_notify(3)).
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test reports by panicking"
+)]
+
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};

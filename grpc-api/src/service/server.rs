@@ -439,8 +439,7 @@ fn no_role(identity: &Identity) -> String {
             "the certificate has no DNS name, so it has no role".to_owned()
         }
         Identity::Certificate { names, .. } => {
-            let mut names = names.join(", ");
-            names.truncate(names.floor_char_boundary(256));
+            let names: String = names.join(", ").chars().take(128).collect();
             format!("the name in the certificate ({names}) has no role in [api.tcp]")
         }
     }

@@ -1,5 +1,7 @@
 //! Metrics of a real session, read by a real Prometheus.
 
+#![allow(clippy::expect_used, reason = "a test that cannot go on ends")]
+
 use std::path::Path;
 
 use ao_tests::process::{Process, output};

@@ -247,6 +247,66 @@ fn the_guard_comes_and_goes_without_a_daemon() {
     assert!(!removed.contains("192.0.2.2"), "{removed}");
 }
 
+/// Neither secrets nor credentials are there yet, and somebody has made a mistake.
+#[test]
+fn the_guard_is_installed_for_whoever_can_be_made_out() {
+    let scene = Scene::new();
+    let broken = CONFIG.replace(
+        "secret = \"hunter2 is the secret\"",
+        "secret_file = \"/nonexistent\"",
+    ) + "[[peer]]\nname = \"other\"\naddress = \"nonsense\"\n\
+         [store]\nsealing_key_file = \"/run/credentials/none/store.key\"\n";
+    let state = format!("state_dir = {:?}\n", scene.path("state"));
+    fs::write(scene.path("c.toml"), state + &broken).unwrap();
+    fs::create_dir(scene.path("state")).unwrap();
+    fs::write(
+        scene.path("state/protected-peers"),
+        "192.0.2.9/32 179-179\n",
+    )
+    .unwrap();
+    let script = "\"$0\" guard install --config \"$1\" || exit 1; \
+                  nft list ruleset; iptables-save; iptables-legacy-save; true";
+    let mut command = Command::new("unshare");
+    command
+        .args(["--net", "sh", "-c", script, SIDECAR])
+        .arg(scene.path("c.toml"));
+    let output = command.output().unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{complaint}");
+    assert!(complaint.contains("nonsense"), "{complaint}");
+    let rules = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        rules.contains("192.0.2.2") && rules.contains("192.0.2.9"),
+        "{rules}"
+    );
+}
+
+/// Whatever is missing for the optional services, peers are protected.
+#[test]
+fn what_cannot_be_served_yet_is_an_alarm() {
+    let scene = Scene::new();
+    let optional = "[api]\nviewer_group = \"no-such-group-here\"\n\
+                    [api.tcp]\nlisten = [\"127.0.0.1:7180\"]\ncertificate_file = \"none.pem\"\n\
+                    key_file = \"none.key\"\nca_file = \"ca.pem\"\nadmins = [\"a.example\"]\n\
+                    [metrics]\nlisten = \"127.0.0.1:7180\"\n";
+    let text = optional.to_owned() + CONFIG;
+    fs::write(scene.path("c.toml"), text).unwrap();
+    let _daemon = scene.start();
+    assert_eq!(scene.notified(), "READY=1");
+    let begun = Instant::now();
+    loop {
+        let status = String::from_utf8(scene.aoctl("status").stdout).unwrap();
+        if ["groups of [api]", "API over TCP"]
+            .iter()
+            .all(|what| status.contains(what))
+        {
+            break;
+        }
+        assert!(begun.elapsed() < DEADLINE, "{status}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// A client that keeps its connection open delays the stop by a second at most, and a second
 /// signal does not wait for it.
 #[test]

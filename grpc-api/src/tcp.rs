@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
     sockopt,
@@ -58,7 +59,8 @@ pub struct TcpApi {
 }
 
 impl TcpApi {
-    /// Listens on every address of `listen`. `[::]` means IPv6 only.
+    /// Listens on every address of `listen`. `[::]` means IPv6 only. An address that no interface
+    /// has is taken all the same: it may come with the network, which comes after the sidecar.
     ///
     /// # Errors
     /// When a file cannot be used or an address cannot be listened on; then none is.
@@ -115,7 +117,15 @@ fn listener(address: SocketAddr) -> io::Result<TcpListener> {
         // 0.0.0.0 and [::] can be listened on side by side.
         setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
     }
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+    let bound = bind(socket.as_raw_fd(), &SockaddrStorage::from(address));
+    if bound == Err(Errno::EADDRNOTAVAIL) {
+        tracing::warn!(%address, "no interface has the address of the API yet");
+        // Linux takes the option of IPv4 for IPv6, too.
+        setsockopt(&socket, sockopt::IpFreebind, &true)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+    } else {
+        bound?;
+    }
     listen(&socket, Backlog::new(BACKLOG)?)?;
     Ok(socket.into())
 }

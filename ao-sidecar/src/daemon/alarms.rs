@@ -1,5 +1,6 @@
 //! What an operator should look at now, beside what the key manager says.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ pub(super) struct Watched {
     audit_failure: Option<String>,
     /// What of the configuration is not in use, until one is taken over whole.
     left_out: Vec<Alarm>,
+    /// By what waits for it: what is not as it should be yet.
+    missing: BTreeMap<&'static str, String>,
 }
 
 /// A counter, and when it was last seen to have grown.
@@ -53,11 +56,21 @@ impl Watched {
         self.left_out = alarms;
     }
 
+    /// Why something is not there yet; nothing when it is. Tells whether that is news.
+    pub(super) fn note_missing(&mut self, what: &'static str, why: Option<String>) -> bool {
+        let former = match &why {
+            Some(why) => self.missing.insert(what, why.clone()),
+            None => self.missing.remove(what),
+        };
+        former != why
+    }
+
     /// The alarms of this moment.
     pub(super) fn alarms(&mut self, report: &Report, now: Instant) -> Vec<Alarm> {
         let general = |text: String| Alarm { peer: None, text };
         let mut alarms: Vec<Alarm> = self.audit_failure.iter().cloned().map(general).collect();
         alarms.extend(self.left_out.iter().cloned());
+        alarms.extend(self.missing.values().cloned().map(general));
         let overruns = report
             .queues
             .iter()

@@ -12,6 +12,7 @@ mod sidecar;
 mod state_dir;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,12 +28,11 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinError, spawn_blocking};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{error, info, warn};
 
 use self::administration::Administrator;
 use self::notify::Notifier;
-pub use self::roles::RolesError;
 use self::sidecar::Sidecar;
 use self::state_dir::StateDir;
 pub use self::state_dir::{StateDirError, make_state_dir};
@@ -41,7 +41,7 @@ use crate::changes::{self, Changes, ChangesError, Fitting, LeftOut, LoadError};
 use crate::config::{ApiTcpConfig, ConfigError, Guarded};
 use crate::keys::{Control, KeysError};
 use crate::logging;
-use crate::metrics::{Endpoint, MetricsError};
+use crate::metrics::Endpoint;
 
 /// Longest time calls in progress may take once the daemon stops.
 const API_GRACE: Duration = Duration::from_secs(1);
@@ -52,6 +52,9 @@ const BLOCKING_THREADS: usize = 16;
 
 /// How often health checks are told how we are.
 const HEALTH_EVERY: Duration = Duration::from_secs(3);
+
+/// Between two attempts at what an optional service needs.
+const RETRY: Duration = Duration::from_secs(3);
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -75,9 +78,6 @@ pub enum DaemonError {
     /// What was made by API cannot be read.
     #[error(transparent)]
     Changes(#[from] ChangesError),
-    /// A group of the configuration is not known.
-    #[error(transparent)]
-    Roles(#[from] RolesError),
     /// Not root, or too few capabilities.
     #[error("not permitted: run as root, or with the capabilities CAP_NET_ADMIN and CAP_NET_RAW")]
     Privileges,
@@ -87,12 +87,6 @@ pub enum DaemonError {
     /// The API cannot be served.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The API cannot be served over TCP.
-    #[error(transparent)]
-    Tcp(#[from] TcpError),
-    /// Metrics cannot be served.
-    #[error(transparent)]
-    Metrics(#[from] MetricsError),
     /// Keys cannot be managed.
     #[error(transparent)]
     Keys(#[from] KeysError),
@@ -227,18 +221,20 @@ async fn supervise(
     let mut hangup = signal(SignalKind::hangup())?;
     let notifier = Notifier::from_environment();
     let config = &fitting.config;
-    let tcp = config.api.tcp.as_ref().map(tcp_api).transpose()?;
-    let metrics = config.metrics_listen.map(Endpoint::bind).transpose()?;
+    let (tcp, metrics) = (config.api.tcp.clone(), config.metrics_listen);
     let events = EventLog::new();
     let log = events.clone();
     let started = spawn_blocking(move || Sidecar::start(options, fitting, changes, &log));
     let sidecar = Arc::new(started.await??);
     sidecar.log_start(socket.path().display());
 
-    if let Some(metrics) = metrics {
-        let (source, control) = (Arc::clone(&sidecar), sidecar.control());
-        tokio::spawn(metrics.serve(source, control, events.clone(), wanted(stop.clone())));
+    // What these need may be missing at boot, which is no reason not to protect.
+    tokio::spawn(find_groups(Arc::clone(&sidecar)));
+    if let Some(address) = metrics {
+        let (sidecar, events, stop) = (Arc::clone(&sidecar), events.clone(), stop.clone());
+        tokio::spawn(serve_metrics(sidecar, address, events, stop));
     }
+    let tcp = listen(Arc::clone(&sidecar), tcp);
     let health = Health::new();
     health.set(true);
     let checks = tokio::spawn(check_health(Arc::clone(&sidecar), health.clone()));
@@ -314,6 +310,51 @@ async fn check_health(sidecar: Arc<Sidecar>, health: Health) {
     }
 }
 
+/// Gives groups their roles as soon as all of them are known.
+async fn find_groups(sidecar: Arc<Sidecar>) {
+    loop {
+        // A reload must not be overwritten.
+        let turn = Arc::clone(&sidecar.turn).lock_owned().await;
+        let asked = Arc::clone(&sidecar);
+        let found = spawn_blocking(move || roles::of(&asked.running().config.api));
+        let Ok(found) = found.await else { return };
+        if let Some(map) = sidecar.settled("groups of [api]", found) {
+            sidecar.roles.replace(map);
+            return;
+        }
+        drop(turn);
+        sleep(RETRY).await;
+    }
+}
+
+/// Answers scrapers as soon as that is possible.
+async fn serve_metrics(
+    sidecar: Arc<Sidecar>,
+    address: SocketAddr,
+    events: EventLog,
+    stop: watch::Receiver<bool>,
+) {
+    let endpoint = loop {
+        match sidecar.settled("metrics", Endpoint::bind(address)) {
+            Some(endpoint) => break endpoint,
+            None => sleep(RETRY).await,
+        }
+    };
+    let control = sidecar.control();
+    endpoint.serve(sidecar, control, events, wanted(stop)).await;
+}
+
+/// Listens for the API over TCP as soon as that is possible, if it is configured.
+async fn listen(sidecar: Arc<Sidecar>, config: Option<ApiTcpConfig>) -> Option<TcpApi> {
+    let config = config?;
+    loop {
+        match sidecar.settled("API over TCP", tcp_api(&config)) {
+            Some(tcp) => return Some(tcp),
+            None => sleep(RETRY).await,
+        }
+    }
+}
+
 fn tcp_api(config: &ApiTcpConfig) -> Result<TcpApi, TcpError> {
     let files = TlsFiles {
         certificate: config.certificate_file.clone(),
@@ -327,13 +368,13 @@ fn tcp_api(config: &ApiTcpConfig) -> Result<TcpApi, TcpError> {
 /// failure is logged and no more.
 async fn serve_api(
     socket: ApiSocket,
-    tcp: Option<TcpApi>,
+    tcp: impl Future<Output = Option<TcpApi>>,
     api: grpc_api::Api<Sidecar, Control, Administrator>,
     stop: watch::Receiver<bool>,
 ) {
     let grace_over = async {
         wanted(stop.clone()).await;
-        tokio::time::sleep(API_GRACE).await;
+        sleep(API_GRACE).await;
     };
     tokio::select! {
         served = grpc_api::serve(socket, tcp, api, wanted(stop.clone())) => {

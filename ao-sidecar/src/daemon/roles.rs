@@ -10,7 +10,7 @@ use crate::config::ApiConfig;
 
 /// Why roles cannot be given as they are written.
 #[derive(Debug, thiserror::Error)]
-pub enum RolesError {
+pub(super) enum RolesError {
     /// This machine does not know a group.
     #[error("[api] names the group {0:?}, which this machine does not know: groupadd {0}")]
     NoGroup(String),
@@ -21,7 +21,14 @@ pub enum RolesError {
 
 /// The roles that `config` gives, with the IDs that its groups have now.
 pub(super) fn of(config: &ApiConfig) -> Result<RoleMap, RolesError> {
+    let (map, missing) = known(config);
+    missing.map_or(Ok(map), Err)
+}
+
+/// The same as far as groups are known, and why one is not.
+pub(super) fn known(config: &ApiConfig) -> (RoleMap, Option<RolesError>) {
     let mut map = RoleMap::default();
+    let mut missing = None;
     let groups = [
         (&config.viewer_group, Role::Viewer),
         (&config.operator_group, Role::Operator),
@@ -29,10 +36,11 @@ pub(super) fn of(config: &ApiConfig) -> Result<RoleMap, RolesError> {
     ];
     for (name, role) in groups {
         let Some(name) = name else { continue };
-        let found = Group::from_name(name);
-        let found = found.map_err(|error| RolesError::Lookup(name.clone(), error.into()))?;
-        let group = found.ok_or_else(|| RolesError::NoGroup(name.clone()))?;
-        map.groups.push((group.gid.as_raw(), role));
+        match Group::from_name(name) {
+            Ok(Some(group)) => map.groups.push((group.gid.as_raw(), role)),
+            Ok(None) => missing = Some(RolesError::NoGroup(name.clone())),
+            Err(error) => missing = Some(RolesError::Lookup(name.clone(), error.into())),
+        }
     }
     if let Some(tcp) = &config.tcp {
         let names = [
@@ -45,7 +53,7 @@ pub(super) fn of(config: &ApiConfig) -> Result<RoleMap, RolesError> {
                 .extend(names.iter().map(|name| (name.clone(), role)));
         }
     }
-    Ok(map)
+    (map, missing)
 }
 
 #[cfg(test)]
@@ -69,5 +77,12 @@ mod tests {
         };
         let error = of(&config).unwrap_err().to_string();
         assert!(error.contains("no-such-group-here"), "{error}");
+        let some = ApiConfig {
+            admin_group: Some("root".to_owned()),
+            ..config
+        };
+        let (map, missing) = known(&some);
+        assert_eq!(map.groups, [(0, Role::Admin)], "the others have theirs");
+        assert!(missing.is_some());
     }
 }

@@ -1,5 +1,6 @@
 //! What runs: configuration, datapath and keys, and what is told about them.
 
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Instant, SystemTime};
@@ -9,7 +10,7 @@ use datapath::settings::{Backend, OnExit, Settings};
 use datapath::{Datapath, StopError};
 use grpc_api::operator::EventLog;
 use grpc_api::{Alarm, PeerFacts, Roles, Snapshot, Source};
-use tracing::info;
+use tracing::{error, info};
 
 use super::alarms::Watched;
 use super::{DaemonError, Options, roles};
@@ -70,7 +71,7 @@ impl Sidecar {
             left_out,
             blocked,
         } = fitting;
-        let roles = Roles::new(roles::of(&config.api)?);
+        let roles = Roles::new(roles::known(&config.api).0);
         note_unused_store(&config);
         let datapath = Arc::new(SharedDatapath::default());
         let keys = Keys::new(&datapath, events)?;
@@ -137,7 +138,7 @@ impl Sidecar {
         self.keys.control()
     }
 
-    pub(super) fn log_start(&self, socket: impl std::fmt::Display) {
+    pub(super) fn log_start(&self, socket: impl Display) {
         let Some(report) = self.datapath.with(Datapath::report) else {
             return;
         };
@@ -166,6 +167,25 @@ impl Sidecar {
     /// What happens to rules and guard when it stops.
     pub(super) fn on_exit(&self) -> OnExit {
         self.running().config.on_exit
+    }
+
+    /// What came of an attempt that is made until it succeeds. While it fails there is an alarm.
+    pub(super) fn settled<T, E: Display>(
+        &self,
+        what: &'static str,
+        attempt: Result<T, E>,
+    ) -> Option<T> {
+        let (done, why) = match attempt {
+            Ok(done) => (Some(done), None),
+            Err(error) => (None, Some(format!("{what}: {error}"))),
+        };
+        if self.watched().note_missing(what, why.clone()) {
+            match why {
+                Some(why) => error!("{why}; peers are protected, and it is tried again"),
+                None => info!("{what}: all is well now"),
+            }
+        }
+        done
     }
 
     pub(super) fn watched(&self) -> MutexGuard<'_, Watched> {

@@ -69,7 +69,7 @@ impl Server {
                 health: Health::new(),
                 events: log,
             };
-            runtime.block_on(grpc_api::serve(socket, tcp, api, async {
+            runtime.block_on(grpc_api::serve(socket, std::future::ready(tcp), api, async {
                 let _ = stopped.await;
             }))
         });

@@ -91,13 +91,15 @@ pub struct Api<S, K, A> {
 /// Serves the operator service on `socket` and `tcp` until `stop` completes, then ends all streams,
 /// waits for calls in progress and removes the socket.
 ///
+/// `tcp` may take its time, or never complete: the socket is served meanwhile.
+///
 /// The socket is open to those groups only that have a role in `api.roles`, also when these change.
 ///
 /// # Errors
 /// When a socket cannot be served.
 pub async fn serve<S: Source, K: KeyControl, A: Administration>(
     socket: ApiSocket,
-    tcp: Option<TcpApi>,
+    tcp: impl Future<Output = Option<TcpApi>>,
     api: Api<S, K, A>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), SocketError> {

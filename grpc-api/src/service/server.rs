@@ -105,23 +105,31 @@ impl<S: Source, K: KeyControl, A: Administration> Server<S, K, A> {
     pub(super) async fn serve(
         self,
         socket: ApiSocket,
-        tcp: Option<TcpApi>,
+        tcp: impl Future<Output = Option<TcpApi>>,
         stop: impl Future<Output = ()>,
     ) -> Result<(), SocketError> {
         let server = Arc::new(self);
         // Whatever still runs ends with this function, also when it is dropped.
         let mut listeners = JoinSet::new();
-        if let Some(tcp) = tcp {
-            let (sockets, door) = tcp.open()?;
-            for listener in sockets {
-                let door = Arc::clone(&door);
-                listeners.spawn(Arc::clone(&server).accept_tcp(listener, door));
-            }
-        }
         listeners.spawn(Arc::clone(&server).accept_unix(socket.listener()?));
+        let open_tcp = async {
+            match tcp.await.map(TcpApi::open).transpose() {
+                Ok(opened) => {
+                    if let Some((sockets, door)) = opened {
+                        for listener in sockets {
+                            let door = Arc::clone(&door);
+                            listeners.spawn(Arc::clone(&server).accept_tcp(listener, door));
+                        }
+                    }
+                }
+                Err(error) => tracing::error!("{error}"),
+            }
+            std::future::pending::<Infallible>().await
+        };
         tokio::select! {
             () = stop => {}
             never = server.keep_open(&socket) => match never {},
+            never = open_tcp => match never {},
         }
         server.stop.send_replace(true);
         while listeners.join_next().await.is_some() {}

@@ -286,7 +286,7 @@ impl Served {
         };
         let (stop, stopped) = oneshot::channel();
         let server = Server::new(api, identify).unwrap();
-        let server = tokio::spawn(server.serve(socket, Some(tcp), async {
+        let server = tokio::spawn(server.serve(socket, std::future::ready(Some(tcp)), async {
             let _ = stopped.await;
         }));
         Self {

@@ -69,9 +69,14 @@ impl Server {
                 health: Health::new(),
                 events: log,
             };
-            runtime.block_on(grpc_api::serve(socket, std::future::ready(tcp), api, async {
-                let _ = stopped.await;
-            }))
+            runtime.block_on(grpc_api::serve(
+                socket,
+                std::future::ready(tcp),
+                api,
+                async {
+                    let _ = stopped.await;
+                },
+            ))
         });
         Self {
             folder,

@@ -57,12 +57,12 @@ impl Watched {
     }
 
     /// Why something is not there yet; nothing when it is. Tells whether that is news.
-    pub(super) fn note_missing(&mut self, what: &'static str, why: Option<String>) -> bool {
-        let former = match &why {
-            Some(why) => self.missing.insert(what, why.clone()),
+    pub(super) fn note_missing(&mut self, what: &'static str, why: Option<&str>) -> bool {
+        let former = match why {
+            Some(why) => self.missing.insert(what, why.to_owned()),
             None => self.missing.remove(what),
         };
-        former != why
+        former.as_deref() != why
     }
 
     /// The alarms of this moment.

@@ -179,7 +179,7 @@ impl Sidecar {
             Ok(done) => (Some(done), None),
             Err(error) => (None, Some(format!("{what}: {error}"))),
         };
-        if self.watched().note_missing(what, why.clone()) {
+        if self.watched().note_missing(what, why.as_deref()) {
             match why {
                 Some(why) => error!("{why}; peers are protected, and it is tried again"),
                 None => info!("{what}: all is well now"),

@@ -177,6 +177,9 @@ pub struct Report {
     pub strips: bool,
     /// Times the watcher had to put rules back.
     pub rules_restored: u64,
+    /// Why the rules are not as they should be, for people, as far as was seen at the last look:
+    /// they could not be put back, or nobody looks.
+    pub rules_trouble: Option<String>,
     /// Queues.
     pub queues: Vec<QueueReport>,
     /// Peers, in the order of the configuration.

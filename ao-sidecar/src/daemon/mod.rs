@@ -250,7 +250,7 @@ async fn supervise(
     notifier.send("READY=1");
     let life = tokio::spawn(notifier.clone().stay_alive({
         let sidecar = Arc::clone(&sidecar);
-        move || sidecar.health()
+        move || sidecar.liveness()
     }));
     loop {
         tokio::select! {

@@ -158,6 +158,11 @@ impl Sidecar {
         self.datapath.with(Datapath::health).unwrap_or(Ok(()))
     }
 
+    /// Whether a restart would cure nothing; what it would, if not. Blocks for up to a second.
+    pub(super) fn liveness(&self) -> Result<(), String> {
+        self.datapath.with(Datapath::liveness).unwrap_or(Ok(()))
+    }
+
     /// Stops in order. Blocks.
     pub(super) fn stop(&self) -> Result<(), StopError> {
         self.keys.stop();

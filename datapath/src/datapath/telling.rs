@@ -15,26 +15,51 @@ impl Datapath {
     /// What there is to tell, gathered from the backends and the firewall.
     #[must_use]
     pub fn report(&self) -> Report {
-        self.running.report()
+        let mut report = self.running.report();
+        report.rules_trouble = self.rules_trouble();
+        report
     }
 
-    /// Whether all that protection depends on is alive: each worker answers within a second, the
-    /// watcher over the rules does its rounds, and found rules and guard as they should be.
+    fn rules_trouble(&self) -> Option<String> {
+        match self.watched() {
+            Ok(()) => self.running.firewall.trouble(),
+            Err(trouble) => Some(trouble),
+        }
+    }
+
+    fn watched(&self) -> Result<(), String> {
+        match &self.watcher {
+            Some(watcher) if watcher.is_alive() => Ok(()),
+            _ => Err("the watcher over the firewall rules does not do its rounds".to_owned()),
+        }
+    }
+
+    /// Whether all that protection depends on is well: what is to be [alive](Self::liveness) is, and
+    /// the watcher found rules and guard as they should be.
     ///
     /// # Errors
     /// What is not, for people.
     pub fn health(&self) -> Result<(), String> {
+        self.liveness()?;
+        match self.running.firewall.trouble() {
+            Some(trouble) => Err(format!(
+                "the firewall rules are not all in place: {trouble}"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether all threads are alive: each worker answers within a second, and the watcher over the
+    /// rules does its rounds. A new process would be alive again; rules that the system's tools do
+    /// not put back would be no better for it, and its start would need the same tools.
+    ///
+    /// # Errors
+    /// What is not, for people.
+    pub fn liveness(&self) -> Result<(), String> {
         if let Some(userspace) = self.running.userspace.get() {
             userspace.check(ANSWER_WITHIN)?;
         }
-        if !self.watcher.as_ref().is_some_and(|it| it.is_alive()) {
-            return Err("the watcher over the firewall rules does not do its rounds".to_owned());
-        }
-        if let Some(trouble) = self.running.firewall.trouble() {
-            return Err(format!(
-                "the firewall rules are not all in place: {trouble}"
-            ));
-        }
+        self.watched()?;
         match self.running.kernel.get() {
             Some(kernel) if !kernel.is_alive() => {
                 Err("the thread that looks after the kernel's sockets has ended".to_owned())

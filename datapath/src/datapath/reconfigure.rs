@@ -292,6 +292,10 @@ impl Running {
             rules,
             ..
         } = plan;
+        // As long as nobody signs for new peers: what comes up later is protected.
+        let unprotected = plan
+            .unprotected(self)
+            .inspect_err(|_| self.restore_rules(former))?;
         let mut counts = plan.counts;
         let set = kernel.map(|kernel| kernel.set_target(plan.target.clone(), true));
         if let Some(Err(refused)) = set {
@@ -310,7 +314,10 @@ impl Running {
             return Err(error.into());
         }
         note_protected(&self.settings, fresh.specs());
-        counts.closed += self.close_unprotected(plan);
+        for found in &unprotected {
+            sockets::close(&found.socket, "it was unprotected");
+        }
+        counts.closed += unprotected.len();
         Ok(counts)
     }
 
@@ -348,21 +355,6 @@ impl Running {
             userspace.settle();
         }
         displaced.len()
-    }
-
-    /// Closes what came up unprotected before the rules were there. Returns how much.
-    fn close_unprotected(&self, plan: &Plan) -> usize {
-        let unprotected = match plan.unprotected(self) {
-            Ok(unprotected) => unprotected,
-            Err(error) => {
-                tracing::error!(%error, "unprotected sessions of new peers stay, blocked");
-                return 0;
-            }
-        };
-        for found in &unprotected {
-            sockets::close(&found.socket, "it was unprotected");
-        }
-        unprotected.len()
     }
 
     fn restore_rules(&self, former: &State) {

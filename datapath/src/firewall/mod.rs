@@ -228,12 +228,13 @@ impl Firewall {
             roles.try_for_each(|(role, mechanism)| state.put(role, mechanism, ruleset))
         };
         put(&mut state, &ruleset).inspect_err(|_| {
-            if let Some(former) = &former
-                && let Err(error) = put(&mut state, former)
-            {
-                tracing::error!(%error, "the earlier rules are not all back in place");
-            }
+            let put_back = former.as_ref().map(|former| put(&mut state, former));
             state.ruleset = former;
+            if let Some(Err(error)) = put_back {
+                tracing::error!(%error, "the earlier rules are not all back in place");
+                // So that they are not taken for there when they are asked for again.
+                state.ruleset = None;
+            }
         })
     }
 
@@ -369,14 +370,22 @@ impl Firewall {
     /// # Errors
     /// When a tool is missing or refuses.
     pub fn restore(&self) -> Result<Vec<Part>, Error> {
-        let state = self.state();
+        let mut state = self.state();
+        let State {
+            installed,
+            replaced,
+            ..
+        } = &mut *state;
         let mut restored = Vec::new();
         let mut outcome = Ok(());
-        for installed in &state.installed {
+        for installed in installed {
             // What cannot be put back in one place is no reason to leave the others open.
             match installed.restore() {
-                Ok(true) => restored.push(installed.part),
-                Ok(false) => {}
+                Ok(Some(drops)) => {
+                    add(replaced, drops);
+                    restored.push(installed.part);
+                }
+                Ok(None) => {}
                 Err(error) => outcome = Err(error),
             }
         }
@@ -439,11 +448,14 @@ impl State {
             let known = self.installed.iter().position(|known| known.part == part);
             let known = known.and_then(|place| self.installed.get_mut(place));
             let updated = known.as_ref().and_then(|known| known.update(ruleset));
-            if let (Some(known), Some(updated)) = (known, updated) {
-                *known = updated;
-                continue;
-            }
-            let drops = part.drops()?;
+            let drops = match (known, updated) {
+                (Some(known), Some(updated)) => {
+                    *known = updated;
+                    continue;
+                }
+                (Some(known), None) => known.drops()?,
+                (None, _) => part.drops()?,
+            };
             let installed = part.install(ruleset)?;
             add(&mut self.replaced, drops);
             self.installed.retain(|known| known.part != part);
@@ -455,10 +467,10 @@ impl State {
         Ok(())
     }
 
-    fn drops(&self) -> Result<BTreeMap<&'static str, u64>, Error> {
+    fn drops(&mut self) -> Result<BTreeMap<&'static str, u64>, Error> {
         let mut drops = self.replaced.clone();
-        for installed in &self.installed {
-            add(&mut drops, installed.part.drops()?);
+        for installed in &mut self.installed {
+            add(&mut drops, installed.drops()?);
         }
         Ok(drops)
     }

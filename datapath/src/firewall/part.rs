@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::mem;
 use std::sync::Arc;
 
 use ao_sys::xtables::Family;
@@ -76,6 +77,7 @@ impl Part {
             part: self,
             ruleset: Arc::clone(ruleset),
             looks,
+            counted: BTreeMap::new(),
         };
         if !self.concerns(ruleset) {
             return Ok(installed(String::new()));
@@ -123,6 +125,8 @@ pub(super) struct Installed {
     pub(super) ruleset: Arc<Ruleset>,
     /// Nothing if no rule is needed.
     looks: String,
+    /// Drops as they were read last.
+    counted: BTreeMap<&'static str, u64>,
 }
 
 impl Installed {
@@ -141,19 +145,35 @@ impl Installed {
         if !is_ours || nft::update(self.part.role, &self.ruleset, ruleset).is_err() {
             return None;
         }
-        self.part.look(ruleset).ok()
+        let looks = self.part.look(ruleset).ok()?;
+        Some(Self {
+            counted: self.counted.clone(),
+            ..looks
+        })
     }
 
-    /// Installs the rules again if they are not as they were; whether that was so.
-    pub(super) fn restore(&self) -> Result<bool, Error> {
-        if self.part.observe()? == self.looks {
-            return Ok(false);
+    /// Packets dropped by these rules, by name. What was counted before somebody flushed them counts.
+    pub(super) fn drops(&mut self) -> Result<BTreeMap<&'static str, u64>, Error> {
+        for (name, packets) in self.part.drops()? {
+            let counted = self.counted.entry(name).or_default();
+            *counted = packets.max(*counted);
         }
+        Ok(self.counted.clone())
+    }
+
+    /// Installs the rules again if they are not as they were; what had been counted until then, if
+    /// that was so: counters begin anew.
+    pub(super) fn restore(&mut self) -> Result<Option<BTreeMap<&'static str, u64>>, Error> {
+        if self.part.observe()? == self.looks {
+            return Ok(None);
+        }
+        // What cannot be read now was read before; the rules matter more.
+        let _ = self.drops();
         // The same rules look the same: what differs is somebody else's.
         if self.part.install(&self.ruleset)?.looks != self.looks {
             return Err(Error::Disturbed(self.part));
         }
         tracing::warn!(part = %self.part, "rules were gone or changed; put back");
-        Ok(true)
+        Ok(Some(mem::take(&mut self.counted)))
     }
 }

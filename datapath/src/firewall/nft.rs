@@ -85,9 +85,18 @@ pub(super) fn remove(role: Role) -> Result<(), Error> {
 /// The table as the kernel has it, without counts; empty when it is missing.
 pub(super) fn observe(role: Role) -> Result<String, Error> {
     match NFT.run(&["-s", "list", "table", "inet", table(role)], "") {
-        Err(Error::Tool { .. }) => Ok(String::new()),
+        Err(error) if is_missing(&error) => Ok(String::new()),
         other => Ok(sorted(&other?)),
     }
+}
+
+/// Whether nft says that there is no such table: whatever else it says is no reason to take ours for
+/// gone.
+fn is_missing(error: &Error) -> bool {
+    let says_so = |reason: &str| {
+        reason.starts_with("Error: ") && reason.contains("No such file or directory")
+    };
+    matches!(error, Error::Tool { reason, .. } if says_so(reason))
 }
 
 /// A listing with its chains in the order of their names: the kernel has them in that of their age.
@@ -105,7 +114,7 @@ pub(super) fn drops(role: Role) -> Result<BTreeMap<&'static str, u64>, Error> {
     let counters = ["-j", "list", "counters", "table", "inet", table(role)];
     match NFT.run(&counters, "") {
         Ok(json) => Ok(parse_counters(&json)),
-        Err(Error::Tool { .. }) => Ok(BTreeMap::new()),
+        Err(error) if is_missing(&error) => Ok(BTreeMap::new()),
         Err(error) => Err(error),
     }
 }

@@ -42,7 +42,7 @@ pub struct PeerLocal {
     pub peer: Arc<str>,
     /// Sockets that listen on its ports, at addresses and in VRFs where it may connect to.
     pub listeners: Vec<Listener>,
-    /// TCP-MD5 keys for it, of any socket.
+    /// TCP-MD5 keys for it, of any socket on its ports and in its VRF.
     pub md5_keys: Vec<Md5Key>,
     /// Sockets with a connection to it, or that try to have one.
     pub sockets: Vec<Socket>,
@@ -236,10 +236,29 @@ impl Host<'_> {
 
     /// Whether a listener bound to this device, or to none, takes connections of the peer.
     fn reachable_by(&self, peer: &PeerSpec, bound: u32) -> bool {
-        match &peer.vrf {
-            None => true,
-            Some(_) if bound == 0 => self.listeners_serve_vrfs,
-            Some(vrf) => self.links.index_of(vrf) == Some(self.links.domain_of(bound)),
+        self.domain_of(peer) == Some(self.links.domain_of(bound))
+            || (bound == 0 && self.listeners_serve_vrfs)
+    }
+
+    /// The L3 domain that the peer is in: the index of its VRF, or 0; nothing while its device is
+    /// not there.
+    fn domain_of(&self, peer: &PeerSpec) -> Option<u32> {
+        match (&peer.vrf, &peer.interface) {
+            (Some(vrf), _) => self.links.index_of(vrf),
+            (None, Some(link)) => Some(self.links.domain_of(self.links.index_of(link)?)),
+            (None, None) => Some(0),
+        }
+    }
+
+    /// Whether a socket may have a connection with the peer, as far as ports and VRF say.
+    fn may_serve(&self, peer: &PeerSpec, socket: &TcpSocket) -> bool {
+        let has_port = |end: SocketAddr| peer.ports.contains(&end.port());
+        match socket.state {
+            TcpState::Listen => has_port(socket.local) && self.reachable_by(peer, socket.interface),
+            _ => {
+                (has_port(socket.local) || has_port(socket.remote))
+                    && self.domain_of(peer) == Some(self.links.domain_of(socket.interface))
+            }
         }
     }
 
@@ -248,7 +267,7 @@ impl Host<'_> {
             let remote = network(key.remote, key.prefix)?;
             let overlaps =
                 remote.contains(peer.remote.address()) || peer.remote.contains(remote.address());
-            overlaps.then(|| Md5Key {
+            (overlaps && self.may_serve(peer, &key.socket)).then(|| Md5Key {
                 remote,
                 socket: key.socket.local,
                 state: key.socket.state,

@@ -25,6 +25,8 @@ const AFTERGLOW: Duration = Duration::from_millis(700);
 const ASKED: Duration = Duration::from_millis(200);
 /// Different packets that wait to settle. When there are more, those that are there have settled.
 const MAX_UNSETTLED: usize = 4096;
+/// The same in octets: SYNs may carry data.
+const MAX_UNSETTLED_OCTETS: usize = 4 << 20;
 
 /// What to listen to.
 pub(crate) struct Question<'a> {
@@ -110,7 +112,11 @@ fn receive<'b>(tap: &Tap, buffer: &'b mut [u8]) -> io::Result<Option<ao_sys::pac
 
 /// Packets of which another device may yet show a copy.
 #[derive(Default)]
-struct Unsettled(HashMap<Box<[u8]>, Sighting>);
+struct Unsettled {
+    packets: HashMap<Box<[u8]>, Sighting>,
+    /// Length of all of them.
+    octets: usize,
+}
 
 struct Sighting {
     first: Instant,
@@ -120,12 +126,13 @@ struct Sighting {
 
 impl Unsettled {
     fn add(&mut self, packet: &[u8], device: u32, now: Instant) {
-        let Some(sighting) = self.0.get_mut(packet) else {
+        let Some(sighting) = self.packets.get_mut(packet) else {
             let sighting = Sighting {
                 first: now,
                 devices: vec![device],
             };
-            self.0.insert(packet.into(), sighting);
+            self.octets += packet.len();
+            self.packets.insert(packet.into(), sighting);
             return;
         };
         if !sighting.devices.contains(&device) {
@@ -136,9 +143,11 @@ impl Unsettled {
     /// Hands over what has settled, in no particular order.
     fn settle(&mut self, now: Instant, mut take: impl FnMut(&[u8], &[u32])) {
         let all = self.is_full();
-        self.0.retain(|packet, sighting| {
+        let octets = &mut self.octets;
+        self.packets.retain(|packet, sighting| {
             let settled = all || now.duration_since(sighting.first) >= SETTLE;
             if settled {
+                *octets -= packet.len();
                 take(packet, &sighting.devices);
             }
             !settled
@@ -146,11 +155,11 @@ impl Unsettled {
     }
 
     fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.packets.is_empty()
     }
 
     fn is_full(&self) -> bool {
-        self.0.len() >= MAX_UNSETTLED
+        self.packets.len() >= MAX_UNSETTLED || self.octets >= MAX_UNSETTLED_OCTETS
     }
 }
 
@@ -195,5 +204,13 @@ mod tests {
         }
         assert_eq!(settled(&mut unsettled, now).len(), MAX_UNSETTLED);
         assert!(unsettled.is_empty());
+        let mut large = vec![0; MAX_UNSETTLED_OCTETS / 2];
+        unsettled.add(&large, 1, now);
+        unsettled.add(&large, 2, now);
+        assert!(!unsettled.is_full());
+        large[0] = 1;
+        unsettled.add(&large, 1, now);
+        assert_eq!(settled(&mut unsettled, now).len(), 2);
+        assert!(unsettled.is_empty() && !unsettled.is_full());
     }
 }

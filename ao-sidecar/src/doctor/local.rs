@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use datapath::evidence::{self, TcpState};
 use datapath::firewall::Firewall;
 use datapath::settings::{Choice, PeerSpec};
 use grpc_api::operator::administration::Finding;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 
 use super::code::Code;
 use super::judge::{Draft, ordered};
@@ -135,7 +136,7 @@ impl Here {
 /// Says a first word, and waits for one.
 fn ask(socket: &Path) -> Answer {
     let mut pid = None;
-    let spoken = UnixStream::connect(socket).and_then(|mut stream| {
+    let spoken = connect(socket).and_then(|mut stream| {
         let credentials = unix::peer_credentials(stream.as_fd())?;
         pid = Some(credentials.pid).filter(|pid| *pid != 0);
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -165,6 +166,17 @@ fn is_stopped(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let mut lines = status.lines();
     lines.any(|line| line.starts_with("State:") && line.contains("stopped"))
+}
+
+/// Connects at once or not at all: a sidecar that hangs takes nobody any more, and once its backlog is
+/// full, connecting would wait for ever.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 /// Who holds a lock on a file, by the kernel's list of locks: trying it could keep a sidecar that

@@ -10,7 +10,7 @@ use grpc_api::operator::administration::{
     Administration, Audit, Caller, Change, Changed, ConfigProblem, ConfigReport, Finding,
     KeyChainReport, Validation,
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
@@ -20,24 +20,16 @@ use super::sidecar::Sidecar;
 use crate::config::{self, Config, ConfigError, Problem};
 use crate::doctor;
 
-/// Diagnoses at a time: each may listen for minutes.
-const DIAGNOSES: usize = 4;
-
 /// Answers those who administer.
 pub(super) struct Administrator {
     sidecar: Arc<Sidecar>,
-    diagnoses: Semaphore,
     stop: watch::Receiver<bool>,
 }
 
 impl Administrator {
     /// `stop`: whether the daemon stops.
     pub(super) fn new(sidecar: Arc<Sidecar>, stop: watch::Receiver<bool>) -> Self {
-        Self {
-            sidecar,
-            diagnoses: Semaphore::new(DIAGNOSES),
-            stop,
-        }
+        Self { sidecar, stop }
     }
 
     /// Does what blocks.
@@ -171,10 +163,6 @@ impl Administration for Administrator {
         peer: Option<&str>,
         listen: Duration,
     ) -> Result<Vec<Finding>, ControlError> {
-        let Ok(_place) = self.diagnoses.try_acquire() else {
-            let reason = format!("{DIAGNOSES} diagnoses are under way; try again when one is done");
-            return Err(ControlError::Refused(reason));
-        };
         let parts = doctor::Parts {
             config: Arc::clone(&self.sidecar.running().config),
             datapath: Arc::clone(&self.sidecar.datapath),

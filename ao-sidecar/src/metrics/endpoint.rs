@@ -188,7 +188,7 @@ struct Scraped<S, K> {
     memory: Arc<Mutex<Memory>>,
     /// The last page, and when it was made. Held while one is made: whoever asks meanwhile gets
     /// the same.
-    last: tokio::sync::Mutex<Option<(Instant, Bytes)>>,
+    last: Arc<tokio::sync::Mutex<Option<(Instant, Bytes)>>>,
 }
 
 impl<S: Source, K: KeyControl> Scraped<S, K> {
@@ -198,11 +198,11 @@ impl<S: Source, K: KeyControl> Scraped<S, K> {
             control,
             history: History::default(),
             memory: Arc::default(),
-            last: tokio::sync::Mutex::default(),
+            last: Arc::default(),
         }
     }
 
-    async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(self: &Arc<Self>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if request.uri().path() != PATH {
             return plain(StatusCode::NOT_FOUND, "there is /metrics only\n");
         }
@@ -229,16 +229,22 @@ impl<S: Source, K: KeyControl> Scraped<S, K> {
         }
     }
 
-    async fn page(&self) -> Option<Bytes> {
-        let mut last = self.last.lock().await;
+    /// A scraper that goes away does not end the making of a page: else one who comes and goes could
+    /// have any number of them made at once.
+    async fn page(self: &Arc<Self>) -> Option<Bytes> {
+        let mut last = Arc::clone(&self.last).lock_owned().await;
         if let Some((made, page)) = &*last
             && made.elapsed() < PAGE_AGE
         {
             return Some(page.clone());
         }
-        let page = Bytes::from(self.fresh_page().await?);
-        *last = Some((Instant::now(), page.clone()));
-        Some(page)
+        let this = Arc::clone(self);
+        let made = tokio::spawn(async move {
+            let page = Bytes::from(this.fresh_page().await?);
+            *last = Some((Instant::now(), page.clone()));
+            Some(page)
+        });
+        made.await.ok()?
     }
 
     async fn fresh_page(&self) -> Option<String> {

@@ -86,6 +86,11 @@ impl Watched {
             );
             alarms.push(general(text));
         }
+        if let Some(trouble) = &report.rules_trouble {
+            alarms.push(general(format!(
+                "the firewall rules are not all in place: {trouble}"
+            )));
+        }
         let blocked = report.peers.iter().filter(|peer| peer.keys == 0);
         alarms.extend(blocked.map(|peer| Alarm {
             peer: Some(Arc::clone(&peer.name)),
@@ -135,6 +140,17 @@ mod tests {
         report.rules_restored = 2;
         let told = texts(&mut watched, &report, later);
         assert_eq!(told, [expected[1].replace("1 time", "2 times")]);
+    }
+
+    #[test]
+    fn rules_that_are_missing_are_an_alarm_until_they_are_back() {
+        let mut watched = Watched::default();
+        let (mut report, now) = (Report::default(), Instant::now());
+        report.rules_trouble = Some("nft: wrong".to_owned());
+        let expected = "the firewall rules are not all in place: nft: wrong";
+        assert_eq!(texts(&mut watched, &report, now), [expected]);
+        report.rules_trouble = None;
+        assert!(texts(&mut watched, &report, now).is_empty());
     }
 
     #[test]

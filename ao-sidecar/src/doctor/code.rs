@@ -52,6 +52,8 @@ codes! {
     Unprotected = "unprotected": Problem,
     /// A capability is missing.
     CapabilityMissing = "capability-missing": Warning,
+    /// Firewall rules are not in place and cannot be put back.
+    RulesMissing = "rules-missing": Problem,
     /// No way to the peer.
     NoRoute = "no-route": Problem,
     /// The key chain has no key to send with any more.

@@ -15,6 +15,7 @@ use grpc_api::operator::administration::{Finding, Origin};
 use grpc_api::operator::{ControlError, KeyControl, KeyOrigin, KeyReport, KeyState};
 use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 
 use super::facts::{Before, ChainFacts, Facts, KeyFacts, Keys, PeerFacts};
 use super::judge::{judge, needs_listening};
@@ -23,6 +24,8 @@ use crate::keys::{Control, SharedDatapath};
 
 /// Apart from which two readings of the clock are of a clock that jumped.
 const APART: Duration = Duration::from_secs(5);
+/// Between two looks at counts that should not grow.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
 /// How often it is looked who tries to connect, while it is listened.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -59,10 +62,16 @@ pub(crate) async fn diagnose(
         .filter(|peer| needs_listening(&facts, peer))
         .map(|peer| Arc::clone(&peer.name))
         .collect();
+    let before = Before::of(&facts.report);
     if wanted.is_empty() || listen.is_zero() {
+        if before != Before::default() {
+            // Whether that goes on is seen by another look.
+            sleep(BETWEEN_LOOKS).await;
+            facts = look(&parts, peer).await?;
+            facts.before = Some(before);
+        }
         return Ok(judge(&facts));
     }
-    let before = Before::of(&facts.report);
     let Heard { evidence, tried } = hear(&parts, wanted, listen).await?;
     // Sessions may have come up meanwhile, and daemons given up.
     facts = look(&parts, peer).await?;

@@ -72,7 +72,7 @@ families! {
     PEER = Info "peer" ["peer", "address", "datapath"]
         "A configured peer and the backend that signs and verifies for it";
     PEER_UP = Gauge "peer_up" ["peer"]
-        "1 if the peer has an established session, else 0";
+        "1 if the peer has an established session, else 0; absent for a prefix, which may have no far end";
     PEER_SESSIONS = Gauge "peer_sessions" ["peer"]
         "Established sessions of the peer";
     PEER_BLOCKED = Gauge "peer_blocked" ["peer"]
@@ -96,6 +96,8 @@ families! {
         "Packets that the firewall itself dropped, by rule";
     RULES_RESTORED = Counter "rules_restored" []
         "Times the watcher had to put firewall rules back that somebody had removed";
+    RULES_IN_PLACE = Gauge "rules_in_place" []
+        "1 if all firewall rules were in place at the last look, 0 if they cannot be put back or nobody looks";
 
     QUEUE_PACKETS = Counter "queue_packets" ["queue"]
         "Packets taken from a netfilter queue";

@@ -263,7 +263,12 @@ impl Page {
                 ]
             }),
         )?;
-        out.gauge(&family::PEER_UP, each(|peer| u64::from(peer.sessions > 0)))?;
+        // A prefix without far ends is as well as one with.
+        let single = peers.iter().filter(|peer| !peer.address.contains('/'));
+        out.gauge(
+            &family::PEER_UP,
+            single.map(|peer| (name(&peer.name), u64::from(peer.sessions > 0))),
+        )?;
         out.gauge(&family::PEER_SESSIONS, each(|peer| peer.sessions.into()))?;
         out.gauge(
             &family::PEER_BLOCKED,
@@ -352,6 +357,8 @@ impl Page {
         out.counter(&family::DROPS, by_name(&report.drops))?;
         out.counter(&family::FIREWALL_DROPS, by_name(&report.firewall_drops))?;
         out.counter(&family::RULES_RESTORED, [([], report.rules_restored)])?;
+        let in_place = u64::from(report.rules_trouble.is_none());
+        out.gauge(&family::RULES_IN_PLACE, [([], in_place)])?;
 
         let queues = &report.queues;
         let number = |number: u16| [Cow::from(number.to_string())];

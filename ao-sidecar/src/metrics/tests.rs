@@ -78,6 +78,17 @@ fn names_that_need_escaping_come_back_as_they_were() {
 }
 
 #[test]
+fn a_prefix_is_neither_up_nor_down() {
+    let mut world = World::example();
+    let peer = world.peer("blocked");
+    (peer.address, peer.keys) = ("192.0.2.0/24".into(), 1);
+    let read = scrape(&world, &mut Memory::default());
+    assert_eq!(value(&read, "peer_up", &["blocked"]), None);
+    assert_eq!(value(&read, "peer_sessions", &["blocked"]), Some(0.0));
+    assert_eq!(value(&read, "peer_up", &["kernel"]), Some(1.0));
+}
+
+#[test]
 fn counts_stay_when_sessions_end() {
     let (mut world, mut memory) = (World::example(), Memory::default());
     let good = |world: &World, memory: &mut Memory| {

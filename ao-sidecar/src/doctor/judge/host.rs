@@ -30,6 +30,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Draft> {
         capability(facts),
         clock_jumped(facts),
         clock_unsynchronised(facts),
+        rules_missing(facts),
         rules_flushed(facts),
         queue_overrun(facts),
     ]
@@ -42,15 +43,20 @@ pub(super) fn findings(facts: &Facts) -> Vec<Draft> {
 
 fn ok(facts: &Facts) -> Draft {
     let report = &facts.report;
+    let rules = match report.rules_trouble {
+        None => format!(
+            "queue rules in {}, guard in {}",
+            report.queue_rules, report.guard
+        ),
+        Some(_) => "its firewall rules are not all in place".to_owned(),
+    };
     let kernel = match facts.host.kernel_tcp_ao {
         true => "this kernel has TCP-AO",
         false => "this kernel has no TCP-AO, so the sidecar's engine signs",
     };
     let seen = format!(
-        "ao-sidecar {VERSION} has run for {}; queue rules in {}, guard in {}; {kernel}",
+        "ao-sidecar {VERSION} has run for {}; {rules}; {kernel}",
         span(facts.uptime),
-        report.queue_rules,
-        report.guard,
     );
     Draft::new(Code::SidecarOk, seen, "", "")
 }
@@ -113,6 +119,18 @@ fn has_lifetimes(facts: &Facts) -> bool {
     let of_peer =
         |peer: &PeerFacts| matches!(&peer.keys, Keys::Chain(chain) if chain.has_lifetimes);
     facts.peers.iter().any(of_peer)
+}
+
+fn rules_missing(facts: &Facts) -> Option<Draft> {
+    let trouble = facts.report.rules_trouble.as_ref()?;
+    Some(Draft::new(
+        Code::RulesMissing,
+        format!("the sidecar's firewall rules are not all in place: {trouble}"),
+        "Without the queue rules the guard in the other firewall blocks the peers; without either \
+         what they send is let in unsigned.",
+        "do the tools work (`nft list ruleset`, `iptables-legacy-save`), or does another program \
+         manage these rules? The sidecar goes on trying; the journal says what fails",
+    ))
 }
 
 fn rules_flushed(facts: &Facts) -> Option<Draft> {
@@ -179,7 +197,7 @@ fn queue_overrun(facts: &Facts) -> Option<Draft> {
         );
         draft.at(match now {
             true => FindingSeverity::Problem,
-            false => FindingSeverity::Warning,
+            false => FindingSeverity::Note,
         })
     })
 }

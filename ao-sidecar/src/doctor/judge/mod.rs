@@ -43,10 +43,7 @@ pub(super) fn ordered(mut found: Vec<Draft>) -> Vec<Finding> {
 
 /// Whether what holds a peer up can be known only by listening to it.
 pub(super) fn needs_listening(facts: &Facts, peer: &PeerFacts) -> bool {
-    match peer.is_up() {
-        true => session::is_attacked(peer),
-        false => !peer.is_restored() && certain(facts, peer).is_empty(),
-    }
+    !peer.is_up() && !peer.is_restored() && certain(facts, peer).is_empty()
 }
 
 fn of_peer(facts: &Facts, peer: &PeerFacts) -> Vec<Draft> {

@@ -54,7 +54,7 @@ pub(super) fn restored(peer: &PeerFacts) -> Draft {
 }
 
 /// Whether segments of a peer with a session were refused lately.
-pub(super) fn is_attacked(peer: &PeerFacts) -> bool {
+fn is_attacked(peer: &PeerFacts) -> bool {
     host::recent(peer).is_some_and(|refused| DANGEROUS.contains(&refused.reason))
 }
 

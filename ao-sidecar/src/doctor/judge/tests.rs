@@ -856,6 +856,13 @@ fn faults() -> Vec<(&'static str, Code, Facts)> {
             healthy().with(|facts| synchronised(facts, false)),
         ),
         (
+            "rules that cannot be put back",
+            Code::RulesMissing,
+            healthy().with(|facts| {
+                facts.report.rules_trouble = Some("nft: Operation not permitted".into());
+            }),
+        ),
+        (
             "rules flushed again and again",
             Code::RulesFlushed,
             healthy().with(|facts| facts.report.rules_restored = 9),
@@ -1043,8 +1050,7 @@ fn only_those_are_listened_to_whose_cause_is_open() {
     let needs = |facts: &Facts| super::needs_listening(facts, &facts.peers[0]);
     assert!(needs(&down()));
     assert!(!needs(&healthy()));
-    assert!(needs(&healthy().refused("bad-mac", 5)));
-    assert!(!needs(&healthy().refused("bad-mac", 500)));
+    assert!(!needs(&healthy().refused("bad-mac", 5)));
     assert!(!needs(&automatic(None, false)));
     assert!(!needs(&down().refused("local-md5", 5)));
     let restored = healthy().with(|facts| facts.peer().sessions[0].state = SessionState::Restored);

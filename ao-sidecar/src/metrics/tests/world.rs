@@ -72,6 +72,7 @@ impl World {
                     problems: vec!["no option memory left".into()],
                     ..KernelReport::default()
                 }),
+                ..Report::default()
             },
             keys: vec![
                 generation("as64502", 3, 7),

@@ -184,6 +184,9 @@ pub struct Report {
     pub queues: Vec<QueueReport>,
     /// Peers, in the order of the configuration.
     pub peers: Vec<PeerReport>,
+    /// Whether sessions, and what is counted with them, may be missing: a worker did not answer in
+    /// time, or sockets could not be looked at.
+    pub partial: bool,
     /// Sessions.
     pub sessions: Vec<Session>,
     /// Refused packets that belong to no peer, by reason.

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use grpc_api::Source;
 use grpc_api::operator::{EventLog, KeyControl};
+use grpc_api::{Snapshot, Source};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
@@ -44,6 +44,8 @@ const MAX_REQUEST: usize = 8192;
 const MAX_HEADERS: usize = 32;
 /// How long a page is answered with again: scrapers cannot load the daemon.
 pub(super) const PAGE_AGE: Duration = Duration::from_secs(1);
+/// How long it is answered with in place of one that would lack something.
+const PAGE_KEPT: Duration = Duration::from_secs(60);
 /// After a failure to take a connection, which is for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -240,18 +242,28 @@ impl<S: Source, K: KeyControl> Scraped<S, K> {
         }
         let this = Arc::clone(self);
         let made = tokio::spawn(async move {
-            let page = Bytes::from(this.fresh_page().await?);
+            let snapshot = this.snapshot().await?;
+            // Counters that fall for a moment would be taken for new ones, and counted twice.
+            if snapshot.report.partial
+                && let Some((made, page)) = &*last
+                && made.elapsed() < PAGE_KEPT
+            {
+                return Some(page.clone());
+            }
+            let page = Bytes::from(this.fresh_page(snapshot).await?);
             *last = Some((Instant::now(), page.clone()));
             Some(page)
         });
         made.await.ok()?
     }
 
-    async fn fresh_page(&self) -> Option<String> {
+    /// Takes one beside the runtime's thread, which signals and the API need.
+    async fn snapshot(&self) -> Option<Snapshot> {
         let source = Arc::clone(&self.source);
-        // Beside the runtime's thread, which signals and the API need.
-        let snapshot = spawn_blocking(move || source.snapshot());
-        let snapshot = snapshot.await.ok()??;
+        spawn_blocking(move || source.snapshot()).await.ok()?
+    }
+
+    async fn fresh_page(&self, snapshot: Snapshot) -> Option<String> {
         let moment = Moment {
             snapshot,
             rollovers: self.control.rollovers(None).await.ok()?,

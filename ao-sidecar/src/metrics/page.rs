@@ -105,7 +105,7 @@ impl Memory {
                 ((SessionName::new(session), ids), name, counts)
             })
         });
-        self.keys.update(of_keys);
+        self.keys.update(of_keys, !report.partial);
         let of_kernel = report
             .sessions
             .iter()
@@ -114,7 +114,7 @@ impl Memory {
                 let peer = Arc::clone(&session.peer);
                 (SessionName::new(session), peer, kernel_counts(session))
             });
-        self.kernel.update(of_kernel);
+        self.kernel.update(of_kernel, !report.partial);
 
         let live: HashSet<KeyRef<'_>> = keys.iter().filter_map(live_key).collect();
         self.keys

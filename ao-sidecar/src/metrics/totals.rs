@@ -23,9 +23,10 @@ impl<S, K, const N: usize> Default for Totals<S, K, N> {
 }
 
 impl<S: Hash + Eq, K: Ord + Clone, const N: usize> Totals<S, K, N> {
-    /// Takes in the counts of all sources there are. One whose counts fell, or that counts for
-    /// somebody else now, is another source of the same name.
-    pub(super) fn update(&mut self, sources: impl Iterator<Item = (S, K, [u64; N])>) {
+    /// Takes in the counts of all sources there are, or of some: then the others go on, as last
+    /// seen. One whose counts fell, or that counts for somebody else now, is another source of the
+    /// same name.
+    pub(super) fn update(&mut self, sources: impl Iterator<Item = (S, K, [u64; N])>, all: bool) {
         let mut before = std::mem::take(&mut self.seen);
         for (source, key, counts) in sources {
             if let Some((old_key, old)) = before.remove(&source) {
@@ -36,6 +37,11 @@ impl<S: Hash + Eq, K: Ord + Clone, const N: usize> Totals<S, K, N> {
                 }
             }
             self.seen.insert(source, (key, counts));
+        }
+        if !all {
+            for (source, last) in before.drain() {
+                self.seen.entry(source).or_insert(last);
+            }
         }
         for (key, counts) in before.into_values() {
             add(self.ended.entry(key).or_insert([0; N]), &counts);
@@ -83,7 +89,7 @@ mod tests {
             let sources = step
                 .iter()
                 .map(|&(source, key, count)| (source, key, [count]));
-            totals.update(sources);
+            totals.update(sources, true);
         }
         totals.all()
     }
@@ -93,6 +99,16 @@ mod tests {
         assert_eq!(totals(&[&[(1, 'a', 5), (2, 'a', 7)]]), [('a', [12])].into());
         let ended = totals(&[&[(1, 'a', 5), (2, 'a', 7)], &[(2, 'a', 8)], &[]]);
         assert_eq!(ended, [('a', [13])].into());
+    }
+
+    #[test]
+    fn a_source_that_is_not_seen_for_a_while_counts_once() {
+        let mut totals = Totals::<u8, char, 1>::default();
+        totals.update([(1, 'a', [5]), (2, 'a', [7])].into_iter(), true);
+        totals.update([(2, 'a', [8])].into_iter(), false);
+        assert_eq!(totals.all(), [('a', [13])].into());
+        totals.update([(1, 'a', [6]), (2, 'a', [8])].into_iter(), true);
+        assert_eq!(totals.all(), [('a', [14])].into());
     }
 
     #[test]
@@ -108,8 +124,11 @@ mod tests {
     #[test]
     fn what_nobody_wants_is_forgotten_unless_it_lives() {
         let mut totals = Totals::<u8, char, 1>::default();
-        totals.update([(1, 'a', [1]), (2, 'b', [2]), (3, 'c', [3])].into_iter());
-        totals.update([(3, 'c', [1])].into_iter());
+        totals.update(
+            [(1, 'a', [1]), (2, 'b', [2]), (3, 'c', [3])].into_iter(),
+            true,
+        );
+        totals.update([(3, 'c', [1])].into_iter(), true);
         totals.retain(|&key| key == 'a');
         assert_eq!(*totals.ended(), [('a', [1]), ('c', [3])].into());
     }
@@ -122,7 +141,7 @@ mod tests {
             let mut totals = Totals::<u8, (), 1>::default();
             let mut last = 0;
             for step in steps {
-                totals.update(step.into_iter().map(|(source, count)| (source, (), [count])));
+                totals.update(step.into_iter().map(|(source, count)| (source, (), [count])), true);
                 let now = totals.all().get(&()).map_or(0, |[count]| *count);
                 prop_assert!(now >= last);
                 last = now;

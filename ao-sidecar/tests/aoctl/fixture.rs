@@ -88,6 +88,8 @@ pub(crate) fn snapshot() -> Snapshot {
             guard: "nftables",
             strips: true,
             rules_restored: 2,
+            rules_trouble: None,
+            partial: false,
             queues: vec![
                 QueueReport {
                     number: 7900,

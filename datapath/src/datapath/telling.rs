@@ -86,7 +86,9 @@ impl Running {
         }
         let kernel_sessions = self.kernel.get().map(|kernel| {
             report.kernel = Some(kernel.report());
-            kernel.sessions()
+            let reported = kernel.sessions();
+            report.partial |= reported.partial;
+            reported.sessions
         });
         let mut by_name: HashMap<Arc<str>, _> = report
             .peers

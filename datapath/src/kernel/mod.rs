@@ -191,9 +191,9 @@ impl Kernel {
     }
 
     /// Live sessions of the target's peers, with the kernel's counters.
-    pub(crate) fn sessions(&self) -> Vec<Session> {
+    pub(crate) fn sessions(&self) -> sessions::Reported {
         if !self.shared.able {
-            return Vec::new();
+            return sessions::Reported::default();
         }
         let target = self.shared.target();
         // A round has it for as long as it takes: then the sockets are looked for anew.

@@ -25,7 +25,7 @@ pub(crate) struct ActiveSessions(Vec<Session>);
 impl ActiveSessions {
     /// Finds those of any peer of `target`.
     pub(crate) fn find(target: &Target) -> Self {
-        Self(report(target, &Concerned::All, &mut Opener::default()))
+        Self(report(target, &Concerned::All, &mut Opener::default()).sessions)
     }
 
     /// Whether the session between these ends is one of them.
@@ -43,14 +43,32 @@ impl ActiveSessions {
 }
 
 /// The sessions there are now, as far as they can be looked at.
-pub(super) fn report(target: &Target, of: &Concerned, opener: &mut Opener) -> Vec<Session> {
+pub(super) fn report(target: &Target, of: &Concerned, opener: &mut Opener) -> Reported {
     match look(target, of, opener) {
-        Ok(seen) => seen.sessions,
+        Ok(seen) => Reported {
+            // What waits to be accepted is no session yet.
+            partial: !seen
+                .unseen
+                .values()
+                .all(|it| matches!(it, KeyError::NotAccepted { .. })),
+            sessions: seen.sessions,
+        },
         Err(error) => {
             tracing::warn!(%error, "sockets cannot be listed");
-            Vec::new()
+            Reported {
+                partial: true,
+                ..Reported::default()
+            }
         }
     }
+}
+
+/// What there is to report of sessions.
+#[derive(Debug, Default)]
+pub(crate) struct Reported {
+    pub(crate) sessions: Vec<Session>,
+    /// Whether there may be more.
+    pub(crate) partial: bool,
 }
 
 /// What a look at sessions has brought.

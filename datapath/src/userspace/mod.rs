@@ -199,7 +199,9 @@ impl Userspace {
         report.strips = self.shared.strips;
         let names = report.peers.iter().map(|peer| Arc::clone(&peer.name));
         let places: HashMap<Arc<str>, usize> = names.zip(0..).collect();
-        for (_, worker) in worker_reports(&self.workers) {
+        let answers = worker_reports(&self.workers);
+        report.partial |= answers.len() < self.workers.len();
+        for (_, worker) in answers {
             add(&mut report.drops, &worker.drops);
             report.macs += worker.macs;
             report.mac_time += worker.mac_time;

@@ -166,6 +166,47 @@ async fn however_many_ask_the_daemon_is_asked_once_a_second() {
 }
 
 #[tokio::test]
+async fn scrapers_that_come_and_go_make_one_page_at_a_time() {
+    let server = Server::start(World {
+        takes: Duration::from_millis(300),
+        ..World::example()
+    });
+    for _ in 0..4 {
+        let mut stream = server.connect().await;
+        let request = b"GET /metrics HTTP/1.1\r\nHost: sidecar\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        while server.asked() == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    let answer = server.ask("GET", "/metrics").await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(server.world.answering.1.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_page_that_would_lack_something_is_not_made() {
+    let server = Server::start(World::example());
+    let body = |answer: String| {
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        body.to_owned()
+    };
+    let whole = body(server.ask("GET", "/metrics").await);
+    server.world.partial.store(true, Ordering::Relaxed);
+    sleep(PAGE_AGE).await;
+    assert_eq!(body(server.ask("GET", "/metrics").await), whole);
+    assert_eq!(server.asked(), 2);
+    // For the first one there is nothing else.
+    let other = World {
+        partial: true.into(),
+        ..World::example()
+    };
+    let answer = Server::start(other).ask("GET", "/metrics").await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+#[tokio::test]
 async fn a_sidecar_that_stops_says_so() {
     let server = Server::start(World {
         stopping: true,

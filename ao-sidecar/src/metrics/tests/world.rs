@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use datapath::report::{
@@ -26,6 +27,12 @@ pub(crate) struct World {
     pub(crate) alarms: Vec<Alarm>,
     /// How often it was asked.
     pub(crate) asked: AtomicUsize,
+    /// Whether what it says is not all.
+    pub(crate) partial: AtomicBool,
+    /// How long it takes to answer.
+    pub(crate) takes: Duration,
+    /// How many answers are being given, and most of them at once.
+    pub(crate) answering: (AtomicUsize, AtomicUsize),
     /// Whether it is about to stop.
     pub(crate) stopping: bool,
 }
@@ -131,12 +138,24 @@ impl World {
 impl Source for World {
     fn snapshot(&self) -> Option<Snapshot> {
         self.asked.fetch_add(1, Ordering::Relaxed);
+        let (answering, most) = &self.answering;
+        most.fetch_max(
+            answering.fetch_add(1, Ordering::Relaxed) + 1,
+            Ordering::Relaxed,
+        );
+        thread::sleep(self.takes);
+        answering.fetch_sub(1, Ordering::Relaxed);
+        let mut report = self.report.clone();
+        report.partial = self.partial.load(Ordering::Relaxed);
+        if report.partial {
+            report.sessions.clear();
+        }
         (!self.stopping).then(|| Snapshot {
             version: "1.2.3",
             uptime: Duration::from_secs(3600),
             datapath: "kernel and userspace",
             peers: Arc::default(),
-            report: self.report.clone(),
+            report,
             alarms: self.alarms.clone(),
             config_file: "/etc/ao-sidecar/config.toml".into(),
             config_loaded_at: at(1_800_000_000),

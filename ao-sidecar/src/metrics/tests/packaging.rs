@@ -94,7 +94,12 @@ fn the_dashboard_knows_the_metrics() {
     // What is of use with labels or in alerts only.
     assert_eq!(
         unseen,
-        ["api_made", "peer", "far_end_heard_timestamp_seconds"]
+        [
+            "api_made",
+            "peer",
+            "rules_in_place",
+            "far_end_heard_timestamp_seconds"
+        ]
     );
 }
 

@@ -283,8 +283,10 @@ fn stranger_of<'f>(facts: &'f Facts, peer: &PeerFacts) -> Option<&'f Stranger> {
     let examples = || facts.strangers.examples.iter();
     let is_known = |stranger: &&Stranger| stranger.verifies_as.as_ref() == Some(&peer.name);
     let is_address = |stranger: &&Stranger| peer.remote.contains(stranger.from);
+    // On the peer's network, and signed: who else would do that?
     let is_near = |stranger: &&Stranger| {
         stranger.verifies_as.is_none()
+            && (stranger.key_id.is_some() || stranger.md5)
             && peer.remote.is_host()
             && same_network(stranger.from, peer.remote.address())
     };

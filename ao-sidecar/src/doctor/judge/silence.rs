@@ -81,9 +81,10 @@ fn nobody_listens(facts: &Facts, peer: &PeerFacts) -> Draft {
         "The sidecar protects the sessions of a daemon; it opens none itself.",
         format!(
             "start the BGP daemon, and see that it has a neighbor {} that is not shut down; `ss -ltnp` \
-             shows who listens. If it uses another port: {}",
+             shows who listens. If it uses another port, that is the `port` of peer {:?} in {}",
             peer.remote.address(),
-            set_peer(facts, peer, "port", "PORT")
+            peer.name,
+            facts.config_file.display()
         ),
     )
 }

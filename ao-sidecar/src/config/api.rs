@@ -1,8 +1,9 @@
 //! `[api]` and `[metrics]`: who may ask and change what, and where.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use super::files::Files;
 use super::rollover::{existing_file, is_dns_name};
 use super::section::{Schema, Section};
 
@@ -65,8 +66,8 @@ pub struct ApiTcpConfig {
     pub admins: Vec<String>,
 }
 
-/// Reads `[api]`. Files are relative to `folder`.
-pub(super) fn api(root: &mut Section<'_, '_>, folder: &Path) -> ApiConfig {
+/// Reads `[api]`. Looks at `files`.
+pub(super) fn api(root: &mut Section<'_, '_>, files: &Files) -> ApiConfig {
     let Some(mut section) = root.table("api", &API) else {
         return ApiConfig::default();
     };
@@ -76,7 +77,7 @@ pub(super) fn api(root: &mut Section<'_, '_>, folder: &Path) -> ApiConfig {
         viewer_group: group("viewer_group"),
         operator_group: group("operator_group"),
         admin_group: group("admin_group"),
-        tcp: tcp.and_then(|tcp| api_tcp(&tcp, folder)),
+        tcp: tcp.and_then(|tcp| api_tcp(&tcp, files)),
     };
     let mut seen: Vec<&String> = Vec::new();
     let groups = [
@@ -98,7 +99,7 @@ pub(super) fn api(root: &mut Section<'_, '_>, folder: &Path) -> ApiConfig {
     config
 }
 
-fn api_tcp(section: &Section<'_, '_>, folder: &Path) -> Option<ApiTcpConfig> {
+fn api_tcp(section: &Section<'_, '_>, files: &Files) -> Option<ApiTcpConfig> {
     let listen = addresses(section, "listen", "10.0.0.1:7180");
     if listen.as_ref().is_some_and(Vec::is_empty) {
         section.problem(
@@ -109,14 +110,14 @@ fn api_tcp(section: &Section<'_, '_>, folder: &Path) -> Option<ApiTcpConfig> {
     let certificate_file = existing_file(
         section,
         "certificate_file",
-        folder,
+        files,
         "the certificate of the API",
     );
-    let key_file = existing_file(section, "key_file", folder, "its private key");
+    let key_file = existing_file(section, "key_file", files, "its private key");
     let ca_file = existing_file(
         section,
         "ca_file",
-        folder,
+        files,
         "the certificates of the clients' authority",
     );
     let [viewers, operators, admins] = role_names(section);

@@ -42,6 +42,7 @@ impl Config {
             // These are of no effect.
             warnings: _,
             source: _,
+            files: _,
         } = self;
         let top = vec![
             ("state_dir", path(state_dir)),

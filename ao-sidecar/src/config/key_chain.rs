@@ -1,7 +1,6 @@
 //! `[[key_chain]]` and its keys.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -9,9 +8,10 @@ use ao_engine::crypto::{Algorithm, MasterKey};
 use ao_engine::policy::Mkt;
 use grpc_api::operator::administration::Origin;
 use keymgr::chain::{ChainError, Key, KeyChain, OnExpiry, Rules};
-use keymgr::secret_file::{self, SecretFileError};
+use keymgr::secret_file::SecretFileError;
 use zeroize::Zeroizing;
 
+use super::files::Files;
 use super::lifetime::{LIFETIMES, lifetimes, shown, tolerance};
 use super::overlay::Document;
 use super::problem::Place;
@@ -77,8 +77,7 @@ struct Places<'p> {
 
 /// What reading chains needs to know, and finds out.
 pub(super) struct Reader<'r> {
-    /// Folder that `secret_file` is relative to.
-    pub(super) folder: &'r Path,
+    pub(super) files: &'r Files,
     pub(super) now: SystemTime,
     /// Where secrets stand in the file itself.
     pub(super) inline_secrets: Vec<Place<'r>>,
@@ -236,19 +235,23 @@ impl<'r> Reader<'r> {
             return None;
         };
         let secret = match key {
-            "secret_file" => self.secret_in_file(section.text(key)?),
+            "secret_file" => self.secret_in_file(section.text(key)?, section),
             "secret_hex" => from_hex(section.text(key)?).and_then(|octets| master_key(&octets)),
             _ => master_key(section.text(key)?.as_bytes()),
         };
         secret.map_err(|text| section.problem(key, text)).ok()
     }
 
-    fn secret_in_file(&self, name: &str) -> Result<MasterKey, String> {
+    fn secret_in_file(&self, name: &str, key: &Section<'_, '_>) -> Result<MasterKey, String> {
         if name.is_empty() {
             return Err("`secret_file` is empty; write the name of the file".to_owned());
         }
-        let path = self.folder.join(name);
-        secret_file::read(&path).map_err(|error| {
+        let path = self.files.path(name);
+        if !self.files.may_look(&path, key, "secret_file") {
+            // Any secret does: nobody is given this one.
+            return master_key(b"not looked at");
+        }
+        let secret = self.files.secret(&path).map_err(|error| {
             let file = path.display();
             let help = match error {
                 SecretFileError::Io(_) => "write the name of a file that holds the secret".into(),
@@ -259,7 +262,8 @@ impl<'r> Reader<'r> {
                 SecretFileError::TooLong => "write a secret of 1 to 80 octets into it".to_owned(),
             };
             format!("secret file {file} {error}: {help}")
-        })
+        })?;
+        master_key(secret.expose())
     }
 }
 

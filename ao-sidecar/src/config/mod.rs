@@ -5,6 +5,7 @@
 mod api;
 mod diff;
 mod effective;
+mod files;
 mod guarded;
 mod key_chain;
 mod lifetime;
@@ -32,6 +33,7 @@ use zeroize::Zeroizing;
 
 pub use self::api::{ApiConfig, ApiTcpConfig};
 pub use self::diff::diff;
+pub(crate) use self::files::{Certificates, Files};
 pub use self::guarded::Guarded;
 pub use self::key_chain::Chain;
 pub(crate) use self::key_chain::checked_name;
@@ -136,6 +138,8 @@ pub struct Config {
     pub warnings: Vec<Problem>,
     /// What it was read from.
     source: Source,
+    /// What the files that it names held.
+    files: Files,
 }
 
 /// The text of a configuration, which may hold secrets.
@@ -144,6 +148,17 @@ struct Source {
     text: Arc<Zeroizing<String>>,
     file: PathBuf,
     mode: u32,
+}
+
+impl Source {
+    /// A text as if it were in `file`, with the permissions it should have.
+    fn of_text(text: &str, file: &Path) -> Self {
+        Self {
+            text: Arc::new(Zeroizing::new(text.to_owned())),
+            file: file.to_owned(),
+            mode: 0o600,
+        }
+    }
 }
 
 impl std::fmt::Debug for Source {
@@ -196,30 +211,35 @@ impl Config {
             file: file.to_owned(),
             mode: metadata.mode() & 0o7777,
         };
-        Self::parse(&source, made, SystemTime::now())
+        Self::parse(&source, Files::of(file), made, SystemTime::now())
     }
 
-    /// Checks `text` as if it were in `file`, with the permissions it should have.
+    /// Checks `text` as if it were in the file of this configuration, with the permissions it
+    /// should have. Gives the warnings. Files that this configuration does not name are not looked
+    /// at, which is among them.
     ///
     /// # Errors
     /// As for [`Self::load`].
-    pub fn load_text(text: &str, file: &Path, made: &Overlay) -> Result<Self, ConfigError> {
-        let source = Source {
-            text: Arc::new(Zeroizing::new(text.to_owned())),
-            file: file.to_owned(),
-            mode: 0o600,
-        };
-        Self::parse(&source, made, SystemTime::now())
+    pub fn check_text(&self, text: &str, made: &Overlay) -> Result<Vec<Problem>, ConfigError> {
+        let source = Source::of_text(text, self.file());
+        let checked = Self::parse(&source, self.files.no_others(), made, SystemTime::now())?;
+        Ok(checked.warnings)
     }
 
     /// The configuration that the same text would be with something else made by API. The text is
-    /// the one that was read; secret files are read again. `state_dir` and `api_socket` stay as
-    /// they are in this one, for the command line may have replaced them.
+    /// the one that was read, and so are the files that it names: nothing is read again.
+    /// `state_dir` and `api_socket` stay as they are in this one, for the command line may have
+    /// replaced them.
     ///
     /// # Errors
     /// As for [`Self::load`].
     pub fn with(&self, made: &Overlay) -> Result<Self, ConfigError> {
-        let fresh = Self::parse(&self.source, made, SystemTime::now())?;
+        let fresh = Self::parse(
+            &self.source,
+            self.files.remembered(),
+            made,
+            SystemTime::now(),
+        )?;
         Ok(Self {
             state_dir: self.state_dir.clone(),
             api_socket: self.api_socket.clone(),
@@ -233,8 +253,25 @@ impl Config {
         &self.source.file
     }
 
+    /// Reads `text` as if it were in `file`, with the permissions it should have.
+    #[cfg(test)]
+    pub(crate) fn load_text(text: &str, file: &Path, made: &Overlay) -> Result<Self, ConfigError> {
+        let source = Source::of_text(text, file);
+        Self::parse(&source, Files::of(file), made, SystemTime::now())
+    }
+
+    /// What the files that it names held.
+    pub(crate) fn files(&self) -> &Files {
+        &self.files
+    }
+
     /// Checks a text at a time.
-    fn parse(source: &Source, made: &Overlay, now: SystemTime) -> Result<Self, ConfigError> {
+    fn parse(
+        source: &Source,
+        files: Files,
+        made: &Overlay,
+        now: SystemTime,
+    ) -> Result<Self, ConfigError> {
         let Source { text, file, mode } = source;
         let table = parsed(text, file)?;
         let made = made.document();
@@ -243,7 +280,7 @@ impl Config {
         // A text that the daemon has written: what it says of others is told, and not its syntax.
         let made_table = parsed(&made.text, file)?;
         let reading = Reading {
-            folder: file.parent().unwrap_or(Path::new("")),
+            files: &files,
             now,
             root: Section::new(&ROOT, table, 0..0, &problems),
             made: Section::new(&MADE, made_table, 0..0, &api_problems),
@@ -260,6 +297,7 @@ impl Config {
         }
         drop(inline_secrets);
         config.warnings = problem::told(file, [problems, api_problems])?;
+        config.files = files;
         Ok(config)
     }
 
@@ -333,8 +371,7 @@ fn parsed<'t>(text: &'t str, file: &Path) -> Result<DeTable<'t>, ConfigError> {
 
 /// What a configuration is read from.
 struct Reading<'r, 'i> {
-    /// Folder that files are relative to.
-    folder: &'r Path,
+    files: &'r Files,
     now: SystemTime,
     /// The file.
     root: Section<'r, 'i>,
@@ -345,9 +382,9 @@ struct Reading<'r, 'i> {
 impl<'r> Reading<'r, '_> {
     /// Reads both texts, the file first. What it gives back is of use only if no problem was noted.
     fn config(mut self, source: Source) -> (Config, Vec<Place<'r>>) {
-        let (folder, now) = (self.folder, self.now);
+        let (files, now) = (self.files, self.now);
         let mut chain_reader = key_chain::Reader {
-            folder,
+            files,
             now,
             inline_secrets: Vec::new(),
         };
@@ -362,7 +399,7 @@ impl<'r> Reading<'r, '_> {
         let peer_reader = peer::Reader {
             chains: &chains,
             datapath: datapath(root).unwrap_or_default(),
-            folder,
+            files,
             now,
         };
         let peers = peer_reader.peers(peer_sections);
@@ -377,16 +414,17 @@ impl<'r> Reading<'r, '_> {
             state_dir: absolute(root, "state_dir", DEFAULT_STATE_DIR),
             api_socket: api_socket(root),
             on_exit: on_exit.unwrap_or_default(),
-            api: api::api(root, folder),
+            api: api::api(root, files),
             metrics_listen: api::metrics_listen(root),
             log: log(root.table("log", &LOG).as_ref()),
             userspace: userspace(root.table("userspace", &USERSPACE)),
-            identity: rollover::identity(root, folder),
+            identity: rollover::identity(root, files),
             listen: rollover::listen(root, agreed),
-            sealing_key_file: rollover::sealing_key_file(root, folder),
+            sealing_key_file: rollover::sealing_key_file(root, files),
             chains: chains.into_iter().filter_map(|named| named.chain).collect(),
             peers,
             warnings: Vec::new(),
+            files: Files::of(&source.file),
             source,
         };
         (config, chain_reader.inline_secrets)

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -12,6 +11,7 @@ use datapath::settings::{Choice, PeerSpec};
 use grpc_api::operator::administration::Origin;
 use keymgr::chain::KeyChain;
 
+use super::files::Files;
 use super::key_chain::{Named, checked_name, exists_twice};
 use super::problem::Place;
 use super::rollover::{ROLLOVER, RolloverConfig, rollover};
@@ -83,7 +83,7 @@ pub(super) struct Reader<'r> {
     /// The backend of peers that do not say.
     pub(super) datapath: Choice,
     /// Folder that files are relative to.
-    pub(super) folder: &'r Path,
+    pub(super) files: &'r Files,
     pub(super) now: SystemTime,
 }
 
@@ -177,7 +177,7 @@ impl Reader<'_> {
         remote: Option<&Prefix>,
     ) -> Option<KeySource> {
         let chain = section.parsed("key_chain", |name| find_chain(name, self.chains));
-        let agreed_as = agreed.and_then(|agreed| rollover(agreed, self.folder, remote));
+        let agreed_as = agreed.and_then(|agreed| rollover(agreed, self.files, remote));
         match (section.has("key_chain"), agreed) {
             (true, None) => {
                 let chain = chain?.chain.as_ref()?;

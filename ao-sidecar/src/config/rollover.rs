@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ao_engine::crypto::Algorithm;
@@ -12,6 +12,7 @@ use grpc_api::peer::Endpoint;
 use keymgr::identity::Fingerprint;
 
 use super::api::addresses;
+use super::files::Files;
 use super::key_chain::checked_name;
 use super::lifetime::duration;
 use super::peer::{interface_name, is_link_local};
@@ -134,14 +135,14 @@ impl TrustConfig {
     }
 }
 
-/// Reads `[peer.rollover]` of the peer at `remote`. Files are relative to `folder`.
+/// Reads `[peer.rollover]` of the peer at `remote`. Looks at `files`.
 pub(super) fn rollover(
     section: &Section<'_, '_>,
-    folder: &Path,
+    files: &Files,
     remote: Option<&Prefix>,
 ) -> Option<RolloverConfig> {
     let endpoint = section.parsed("endpoint", parse_endpoint);
-    let trust = trust(section, folder);
+    let trust = trust(section, files);
     let algorithms = algorithms(section);
     let (interval, overlap) = times(section);
     let runway = section.integer("runway", 1..=8).unwrap_or(DEFAULT_RUNWAY);
@@ -195,7 +196,7 @@ fn times(section: &Section<'_, '_>) -> (Duration, Duration) {
     (interval, overlap)
 }
 
-fn trust(section: &Section<'_, '_>, folder: &Path) -> Option<TrustConfig> {
+fn trust(section: &Section<'_, '_>, files: &Files) -> Option<TrustConfig> {
     let help = "write `fingerprint`, or `ca_file` and `name`";
     let authority = ["ca_file", "name"].into_iter().find(|key| section.has(key));
     match (section.has("fingerprint"), authority) {
@@ -224,7 +225,7 @@ fn trust(section: &Section<'_, '_>, folder: &Path) -> Option<TrustConfig> {
             None
         }
         (false, Some(_)) => {
-            let ca_file = existing_file(section, "ca_file", folder, "the authority's certificates");
+            let ca_file = existing_file(section, "ca_file", files, "the authority's certificates");
             let name = section.parsed("name", parse_certificate_name);
             Some(TrustConfig::Authority {
                 ca_file: ca_file?,
@@ -271,7 +272,7 @@ fn algorithms(section: &Section<'_, '_>) -> Option<Vec<Algorithm>> {
 }
 
 /// Reads `[identity]`.
-pub(super) fn identity(root: &mut Section<'_, '_>, folder: &Path) -> IdentityConfig {
+pub(super) fn identity(root: &mut Section<'_, '_>, files: &Files) -> IdentityConfig {
     let Some(section) = root.table("identity", &IDENTITY) else {
         return IdentityConfig::Own;
     };
@@ -280,8 +281,8 @@ pub(super) fn identity(root: &mut Section<'_, '_>, folder: &Path) -> IdentityCon
                     for a key that the sidecar makes";
         section.problem("cert_file", text);
     }
-    let cert_file = existing_file(&section, "cert_file", folder, "the certificate");
-    let key_file = existing_file(&section, "key_file", folder, "its private key");
+    let cert_file = existing_file(&section, "cert_file", files, "the certificate");
+    let key_file = existing_file(&section, "key_file", files, "its private key");
     match (cert_file, key_file) {
         (Some(cert_file), Some(key_file)) => IdentityConfig::Files {
             cert_file,
@@ -305,26 +306,28 @@ pub(super) fn listen(root: &mut Section<'_, '_>, agreed: bool) -> Vec<SocketAddr
 }
 
 /// Reads `[store]`: the file of the sealing key.
-pub(super) fn sealing_key_file(root: &mut Section<'_, '_>, folder: &Path) -> Option<PathBuf> {
+pub(super) fn sealing_key_file(root: &mut Section<'_, '_>, files: &Files) -> Option<PathBuf> {
     let section = root.table("store", &STORE)?;
-    existing_file(&section, "key_file", folder, "the sealing key")
+    existing_file(&section, "key_file", files, "the sealing key")
 }
 
 /// A file that must be there. It is read later; `what` is in it.
 pub(super) fn existing_file(
     section: &Section<'_, '_>,
     key: &str,
-    folder: &Path,
+    files: &Files,
     what: &str,
 ) -> Option<PathBuf> {
     section.parsed(key, |name| {
-        let path = folder.join(name);
+        let path = files.path(name);
         let found = if name.is_empty() {
             Err("no name is given".to_owned())
+        } else if !files.may_look(&path, section, key) {
+            Ok(())
         } else {
-            match path.metadata() {
-                Ok(metadata) if metadata.is_file() => Ok(()),
-                Ok(_) => Err(format!("{} is not a regular file", path.display())),
+            match files.is_regular(&path) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(format!("{} is not a regular file", path.display())),
                 Err(error) => Err(format!("{} cannot be read: {error}", path.display())),
             }
         };

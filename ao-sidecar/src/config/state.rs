@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
+use super::files::Files;
 use super::problem::{ConfigError, Problems};
 use super::rollover::sealing_key_file;
 use super::section::Section;
@@ -36,11 +37,10 @@ impl StatePlaces {
         let Ok(table) = DeTable::parse(text) else {
             return Err(ConfigError::of_file(file, "not TOML".to_owned()));
         };
-        let folder = file.parent().unwrap_or(Path::new(""));
         let mut root = Section::new(&ROOT, table.into_inner(), 0..0, &problems);
         Ok(Self {
             state_dir: absolute(&root, "state_dir", DEFAULT_STATE_DIR),
-            sealing_key_file: sealing_key_file(&mut root, folder),
+            sealing_key_file: sealing_key_file(&mut root, &Files::of(file)),
         })
     }
 }

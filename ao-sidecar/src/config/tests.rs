@@ -11,6 +11,7 @@ use super::*;
 
 mod api;
 mod diff;
+mod files;
 mod lifetimes;
 mod rollover;
 mod text;
@@ -52,7 +53,7 @@ fn parse_with(text: &str, file: &Path, mode: u32, made: &Overlay) -> Result<Conf
         file: file.to_owned(),
         mode,
     };
-    Config::parse(&source, made, now())
+    Config::parse(&source, Files::of(file), made, now())
 }
 
 fn accepted(text: &str) -> Config {

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use self::describe::{chain_report, change_text, outcome};
 use super::apply::ApplyError;
 use super::sidecar::Sidecar;
-use crate::config::{self, Config, ConfigError, Problem};
+use crate::config::{self, ConfigError, Problem};
 use crate::doctor;
 
 /// Answers those who administer.
@@ -107,14 +107,14 @@ impl Administration for Administrator {
 
     async fn validate(&self, toml: Option<Zeroizing<String>>) -> Result<Validation, ControlError> {
         self.blocking(move |sidecar| {
-            let loaded = match &toml {
+            let checked = match &toml {
                 Some(text) => {
                     let made = sidecar.changes.overlay();
-                    Config::load_text(text, sidecar.file(), &made)
+                    sidecar.running().config.check_text(text, &made)
                 }
-                None => sidecar.load(),
+                None => sidecar.load().map(|config| config.warnings),
             };
-            validation(loaded)
+            validation(checked)
         })
         .await
     }
@@ -175,15 +175,15 @@ impl Administration for Administrator {
     }
 }
 
-fn validation(loaded: Result<Config, ConfigError>) -> Validation {
+fn validation(checked: Result<Vec<Problem>, ConfigError>) -> Validation {
     let told = |problem: &Problem| ConfigProblem {
         place: problem.place,
         text: problem.text.clone(),
     };
-    match loaded {
-        Ok(config) => Validation {
+    match checked {
+        Ok(warnings) => Validation {
             problems: Vec::new(),
-            warnings: config.warnings.iter().map(told).collect(),
+            warnings: warnings.iter().map(told).collect(),
         },
         Err(error) => Validation {
             problems: error.problems().iter().map(told).collect(),

@@ -30,7 +30,7 @@ use super::events::Events;
 use super::manager::{Course, Handle, Manager, Plan, Planned, Reply};
 use super::peering::{Directory, Door, FarEnd, Peering, far_end};
 use super::{KeysError, automatic};
-use crate::config::{Config, Peer, RolloverConfig};
+use crate::config::{Config, RolloverConfig};
 
 /// Longest time for what is under way when the daemon stops.
 const LONGEST_STOP: Duration = Duration::from_secs(2);
@@ -132,10 +132,10 @@ impl Automatic {
         self.peering.directory().is_empty()
     }
 
-    /// Prepares to have the automatic ones of `peers` instead of those there are. From then on,
+    /// Prepares to have the automatic peers of `config` instead of those there are. From then on,
     /// no key of theirs changes.
-    pub(super) fn prepare(&self, peers: &[Peer]) -> Result<Prepared, KeysError> {
-        let directory = self.peering.directory_of(peers)?;
+    pub(super) fn prepare(&self, config: &Config) -> Result<Prepared, KeysError> {
+        let directory = self.peering.directory_of(config)?;
         let former = self.peering.directory();
         let held = self.runtime.block_on(timeout(PATIENCE, self.handle.hold()));
         let release = match held {
@@ -166,7 +166,7 @@ impl Automatic {
         let plan = Plan {
             peers: planned,
             gone: gone.cloned().collect(),
-            look_every: look_every(automatic(peers).map(|(_, rollover)| rollover)),
+            look_every: look_every(automatic(&config.peers).map(|(_, rollover)| rollover)),
         };
         Ok(Prepared {
             directory,

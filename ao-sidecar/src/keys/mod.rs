@@ -153,7 +153,7 @@ impl Keys {
             _ => None,
         };
         let machinery = started.as_ref().or(running.as_ref());
-        let prepared = machinery.map(|machinery| machinery.prepare(&config.peers));
+        let prepared = machinery.map(|machinery| machinery.prepare(config));
         Ok(Prepared {
             automatic: prepared.transpose()?,
             started,

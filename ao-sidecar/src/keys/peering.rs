@@ -1,12 +1,12 @@
 //! The way to the far ends' sidecars: who we are, whom we trust, and calls in either direction.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
-use std::{fs, io};
 
 use grpc_api::operator::IdentityReport;
 use grpc_api::peer::{
@@ -15,11 +15,11 @@ use grpc_api::peer::{
 };
 use keymgr::identity::Identity;
 use keymgr::rollover::message::Message;
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 
 use super::manager::{Call, Caller, Handle, Named, NoAnswer};
-use crate::config::{Config, IdentityConfig, Peer, RolloverConfig, TrustConfig};
+use crate::config::{
+    Certificates, Config, Files, IdentityConfig, Peer, RolloverConfig, TrustConfig,
+};
 
 /// Longest time for a call, connecting included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -72,15 +72,12 @@ pub(super) struct FarEnd {
     pub(super) incarnation: u64,
     trust: Trust,
     /// The certificates of `trust`, if it is an authority.
-    roots: Option<Arc<Roots>>,
+    roots: Option<Certificates>,
     /// Where calls are expected from.
     addresses: Vec<IpAddr>,
     /// The first edition of the partners that had this trust.
     since: u64,
 }
-
-/// Certificates in DER.
-type Roots = Vec<Vec<u8>>;
 
 impl FarEnd {
     /// Whether a state machine would notice the difference.
@@ -121,15 +118,15 @@ impl Peering {
         )
     }
 
-    /// Reads what the far ends of `peers` need, for [`Peering::set`]. Nothing is changed.
-    pub(super) fn directory_of(&self, peers: &[Peer]) -> Result<Directory, PeeringError> {
+    /// What the far ends of a configuration need, for [`Peering::set`]. Nothing is changed.
+    pub(super) fn directory_of(&self, config: &Config) -> Result<Directory, PeeringError> {
         let former = self.directory();
         let next_edition = self.partners.edition() + 1;
-        let mut files = BTreeMap::new();
         let mut directory = Directory::new();
-        for (peer, config) in automatic(peers) {
+        let files = config.files();
+        for (peer, config) in automatic(&config.peers) {
             let name = &peer.spec.name;
-            let (trust, roots) = trust(name, &config.trust, &mut files)?;
+            let (trust, roots) = trust(name, &config.trust, files)?;
             let former = former.get(name);
             let same_trust = former
                 .filter(|former| former.config.trust == config.trust && former.roots == roots);
@@ -197,44 +194,28 @@ fn report(identity: &Identity, certificate: &Path, listen: &[SocketAddr]) -> Ide
     }
 }
 
-/// How a far end is recognised. A file is read once, however many peers name it.
+/// How a far end is recognised.
 fn trust(
     peer: &Arc<str>,
     config: &TrustConfig,
-    files: &mut BTreeMap<PathBuf, Arc<Roots>>,
-) -> Result<(Trust, Option<Arc<Roots>>), PeeringError> {
+    files: &Files,
+) -> Result<(Trust, Option<Certificates>), PeeringError> {
     let (ca_file, name) = match config {
         TrustConfig::Pinned(fingerprint) => return Ok((Trust::Pinned(*fingerprint), None)),
         TrustConfig::Authority { ca_file, name } => (ca_file, name),
     };
-    let roots = match files.get(ca_file) {
-        Some(roots) => Arc::clone(roots),
-        None => {
-            let read = certificates(ca_file).map_err(|source| PeeringError::AuthorityFile {
-                peer: Arc::clone(peer),
-                file: ca_file.clone(),
-                source,
-            })?;
-            let roots = Arc::new(read);
-            files.insert(ca_file.clone(), Arc::clone(&roots));
-            roots
-        }
-    };
+    let roots = files
+        .certificates(ca_file)
+        .map_err(|source| PeeringError::AuthorityFile {
+            peer: Arc::clone(peer),
+            file: ca_file.clone(),
+            source,
+        })?;
     let authority = Authority::new(&roots, name).map_err(|source| PeeringError::Trust {
         peer: Arc::clone(peer),
         source,
     })?;
     Ok((Trust::Authority(authority), Some(roots)))
-}
-
-fn certificates(file: &Path) -> io::Result<Vec<Vec<u8>>> {
-    let text = fs::read(file)?;
-    CertificateDer::pem_slice_iter(&text)
-        .map(|certificate| {
-            let certificate = certificate.map_err(|e| io::Error::other(e.to_string()))?;
-            Ok(certificate.to_vec())
-        })
-        .collect()
 }
 
 impl Caller for Peering {

@@ -22,6 +22,7 @@ fn everything(config: &Config) -> String {
         peers,
         warnings: _,
         source: _,
+        files: _,
     } = config;
     let mut text = format!(
         "{state_dir:?} {api_socket:?} {on_exit:?} {api:?} {metrics_listen:?} {log:?} {userspace:?} \

@@ -1,6 +1,6 @@
 //! `[[key_chain]]` and its keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -92,13 +92,14 @@ impl<'r> Reader<'r> {
         added: Vec<Section<'r, 'i>>,
     ) -> Vec<Named> {
         let mut added = by_chain(added);
-        let mut chains: Vec<(Named, Place<'_>)> = Vec::new();
+        let mut chains: Vec<Named> = Vec::new();
+        // Where the first one of each name is.
+        let mut named: HashMap<String, Place<'_>> = HashMap::new();
         for section in sections {
             let place = section.place_of("name");
             let name = section.parsed("name", checked_name);
-            let same = |(other, _): &&(Named, _)| Some(&other.name) == name.as_ref();
-            let first = chains.iter().find(same).map(|(_, first)| first.clone());
-            if let (Some(first), Some(name)) = (&first, &name) {
+            let first = name.as_ref().and_then(|name| named.get(name));
+            if let (Some(first), Some(name)) = (first, &name) {
                 place.problem(exists_twice("key chain", "chains", name, first, &place));
                 if place.origin() == Origin::Api {
                     // Its keys were taken for the other's.
@@ -106,9 +107,11 @@ impl<'r> Reader<'r> {
                 }
             }
             let beside = name.as_ref().and_then(|name| added.remove(name));
+            let is_first = first.is_none();
             let chain = self.chain(section, name, beside.unwrap_or_default());
-            if first.is_none() {
-                chains.extend(chain.map(|chain| (chain, place)));
+            if let Some(chain) = chain.filter(|_| is_first) {
+                named.insert(chain.name.clone(), place);
+                chains.push(chain);
             }
         }
         for (name, keys) in &added {
@@ -119,7 +122,7 @@ impl<'r> Reader<'r> {
                 key.place().problem(text);
             }
         }
-        chains.into_iter().map(|(chain, _)| chain).collect()
+        chains
     }
 
     fn chain<'i>(

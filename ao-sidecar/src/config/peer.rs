@@ -77,6 +77,9 @@ impl KeySource {
     }
 }
 
+/// Most names that a mistyped one is compared with, which takes long.
+const MAX_COMPARED: usize = 64;
+
 /// What reading peers needs to know.
 pub(super) struct Reader<'r> {
     pub(super) chains: &'r [Named],
@@ -280,7 +283,10 @@ fn find_chain<'c>(name: &str, chains: &'c [Named]) -> Result<&'c Named, String> 
         .ok_or_else(|| {
             let hint = match chains {
                 [] => "add a [[key_chain]] of that name".to_owned(),
-                _ => suggest(name, chains.iter().map(|chain| chain.name.as_str())),
+                _ => {
+                    let known = chains.iter().map(|chain| chain.name.as_str());
+                    suggest(name, known.take(MAX_COMPARED))
+                }
             };
             format!("there is no key chain {name:?}; {hint}")
         })

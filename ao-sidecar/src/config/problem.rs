@@ -1,6 +1,6 @@
 //! What is wrong with a configuration, and where.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -78,15 +78,37 @@ impl fmt::Display for Problem {
     }
 }
 
+/// Most problems and most warnings of a file that are kept.
+const MAX_KEPT: usize = 200;
+
 /// Collects the problems of one text by their place in it, so that all of them can be told at once.
 #[derive(Debug)]
 pub(super) struct Problems<'t> {
     text: Text<'t>,
     /// Offsets of the lines of the file.
     lines: Vec<usize>,
-    errors: RefCell<Vec<(usize, String)>>,
+    errors: Noted,
     /// What does not keep the configuration from being used.
-    warnings: RefCell<Vec<(usize, String)>>,
+    warnings: Noted,
+}
+
+/// What was noted about a text, by offsets.
+#[derive(Debug, Default)]
+struct Noted {
+    kept: RefCell<Vec<(usize, String)>>,
+    /// How much came after the most that is kept.
+    more: Cell<usize>,
+}
+
+impl Noted {
+    fn add(&self, most: usize, span: &Range<usize>, text: impl Into<String>) {
+        let mut kept = self.kept.borrow_mut();
+        if kept.len() < most {
+            kept.push((span.start, text.into()));
+        } else {
+            self.more.set(self.more.get() + 1);
+        }
+    }
 }
 
 /// One of the two texts that a configuration is made of.
@@ -113,24 +135,33 @@ impl<'t> Problems<'t> {
         Self {
             text,
             lines,
-            errors: RefCell::default(),
-            warnings: RefCell::default(),
+            errors: Noted::default(),
+            warnings: Noted::default(),
         }
     }
 
     /// Notes a problem at the start of `span`.
     pub(super) fn add(&self, span: &Range<usize>, text: impl Into<String>) {
-        self.errors.borrow_mut().push((span.start, text.into()));
+        self.errors.add(self.most_kept(), span, text);
     }
 
     /// Notes something doubtful at the start of `span`.
     pub(super) fn warn(&self, span: &Range<usize>, text: impl Into<String>) {
-        self.warnings.borrow_mut().push((span.start, text.into()));
+        self.warnings.add(self.most_kept(), span, text);
+    }
+
+    /// All of them are kept of what was made by API, which is bounded: each tells what of it does
+    /// not fit.
+    fn most_kept(&self) -> usize {
+        match self.text {
+            Text::File(..) => MAX_KEPT,
+            Text::Api(_) => usize::MAX,
+        }
     }
 
     /// Whether nothing was noted that is wrong.
     pub(super) fn is_empty(&self) -> bool {
-        self.errors.borrow().is_empty()
+        self.errors.kept.borrow().is_empty()
     }
 
     /// What was made by API, if that is what the problems are about.
@@ -143,11 +174,23 @@ impl<'t> Problems<'t> {
 
     /// The problems and the warnings, each in the order of the text.
     fn in_order(self) -> (Vec<Problem>, Vec<Problem>) {
-        let told = |noted: &RefCell<Vec<(usize, String)>>| {
-            let mut noted = noted.take();
-            noted.sort_by_key(|&(offset, _)| offset);
-            let problem = |(offset, text)| self.problem(offset, text);
-            noted.into_iter().map(problem).collect()
+        let told = |noted: &Noted| {
+            let mut kept = noted.kept.take();
+            kept.sort_by_key(|&(offset, _)| offset);
+            let kept = kept.into_iter();
+            let mut told: Vec<Problem> = kept
+                .map(|(offset, text)| self.problem(offset, text))
+                .collect();
+            let more = noted.more.get();
+            if more > 0 {
+                let text = format!("and {more} more like these");
+                told.push(Problem {
+                    place: None,
+                    text,
+                    subject: None,
+                });
+            }
+            told
         };
         (told(&self.errors), told(&self.warnings))
     }
@@ -167,9 +210,13 @@ impl<'t> Problems<'t> {
         }
     }
 
+    fn line(&self, offset: usize) -> usize {
+        self.lines.partition_point(|start| *start <= offset).max(1)
+    }
+
     /// Line and column of an offset, both from 1; columns count characters.
     fn line_and_column(&self, offset: usize) -> (usize, usize) {
-        let line = self.lines.partition_point(|start| *start <= offset).max(1);
+        let line = self.line(offset);
         let start = self.lines.get(line - 1).copied().unwrap_or_default();
         let before = match self.text {
             Text::File(text, _) => text.get(start..offset).or_else(|| text.get(start..)),
@@ -219,7 +266,7 @@ impl Place<'_> {
     pub(super) fn origin(&self) -> Origin {
         match self.problems.text {
             Text::File(..) => {
-                let (line, _) = self.problems.line_and_column(self.span.start);
+                let line = self.problems.line(self.span.start);
                 Origin::File(u32::try_from(line).unwrap_or(u32::MAX))
             }
             Text::Api(_) => Origin::Api,
@@ -231,7 +278,7 @@ impl Place<'_> {
         match self.problems.text {
             Text::Api(made) => format!("made by API ({})", made.subject(self.span.start)),
             Text::File(_, file) => {
-                let (line, _) = self.problems.line_and_column(self.span.start);
+                let line = self.problems.line(self.span.start);
                 match from.problems.text {
                     Text::File(..) => format!("in line {line}"),
                     Text::Api(_) => format!("in {}:{line}", file.display()),
@@ -256,5 +303,19 @@ mod tests {
         assert_eq!(place(9), (2, 3));
         assert_eq!(place(text.len()), (3, 1));
         assert_eq!(place(99), (3, 1));
+    }
+
+    #[test]
+    fn of_many_problems_the_first_are_told() {
+        let problems = Problems::of_file("a\nb\n", Path::new("f"));
+        for _ in 0..MAX_KEPT + 3 {
+            problems.add(&(2..3), "wrong");
+            problems.warn(&(0..1), "doubtful");
+        }
+        let error = told(Path::new("f"), [problems]).unwrap_err();
+        assert_eq!(error.problems().len(), MAX_KEPT + 1);
+        let shown = error.to_string();
+        assert_eq!(shown.lines().next(), Some("f:2:1: wrong"));
+        assert_eq!(shown.lines().last(), Some("f: and 3 more like these"));
     }
 }

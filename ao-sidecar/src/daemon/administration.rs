@@ -10,7 +10,7 @@ use grpc_api::operator::administration::{
     Administration, Audit, Caller, Change, Changed, ConfigProblem, ConfigReport, Finding,
     KeyChainReport, Validation,
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
@@ -20,16 +20,25 @@ use super::sidecar::Sidecar;
 use crate::config::{self, ConfigError, Problem};
 use crate::doctor;
 
+/// Configurations that are checked at a time, beside those that are taken over: each may take a
+/// second of a processor. Others wait.
+const CHECKS: usize = 2;
+
 /// Answers those who administer.
 pub(super) struct Administrator {
     sidecar: Arc<Sidecar>,
+    checks: Arc<Semaphore>,
     stop: watch::Receiver<bool>,
 }
 
 impl Administrator {
     /// `stop`: whether the daemon stops.
     pub(super) fn new(sidecar: Arc<Sidecar>, stop: watch::Receiver<bool>) -> Self {
-        Self { sidecar, stop }
+        Self {
+            sidecar,
+            checks: Arc::new(Semaphore::new(CHECKS)),
+            stop,
+        }
     }
 
     /// Does what blocks.
@@ -40,6 +49,21 @@ impl Administrator {
         let sidecar = Arc::clone(&self.sidecar);
         let done = spawn_blocking(move || work(&sidecar)).await;
         done.map_err(|broken| ControlError::Refused(format!("internal error: {broken}")))
+    }
+
+    /// Checks a configuration, once those before it are done. It has its place until it is done,
+    /// whoever waits for it.
+    async fn checking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Sidecar) -> T + Send + 'static,
+    ) -> Result<T, ControlError> {
+        let place = Arc::clone(&self.checks).acquire_owned().await;
+        let place = place.map_err(|_| ControlError::Stopping)?;
+        self.blocking(move |sidecar| {
+            let _place = place;
+            work(sidecar)
+        })
+        .await
     }
 }
 
@@ -106,7 +130,7 @@ impl Administration for Administrator {
     }
 
     async fn validate(&self, toml: Option<Zeroizing<String>>) -> Result<Validation, ControlError> {
-        self.blocking(move |sidecar| {
+        self.checking(move |sidecar| {
             let checked = match &toml {
                 Some(text) => {
                     let made = sidecar.changes.overlay();
@@ -120,7 +144,7 @@ impl Administration for Administrator {
     }
 
     async fn diff(&self) -> Result<Changed, ControlError> {
-        self.blocking(|sidecar| {
+        self.checking(|sidecar| {
             let fresh = sidecar.load().map_err(ApplyError::from)?;
             Ok(Changed {
                 changes: config::diff(&sidecar.running().config, &fresh),

@@ -32,7 +32,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{error, info, warn};
 
 use self::administration::Administrator;
-use self::notify::Notifier;
+use self::notify::{Notifier, on_own_thread};
 use self::sidecar::Sidecar;
 use self::state_dir::StateDir;
 pub use self::state_dir::{StateDirError, make_state_dir};
@@ -47,7 +47,7 @@ use crate::metrics::Endpoint;
 const API_GRACE: Duration = Duration::from_secs(1);
 
 /// Threads for calls that block: the start, the stop, reports, changes, and diagnoses, which take
-/// long.
+/// long. Health checks need none of them.
 const BLOCKING_THREADS: usize = 16;
 
 /// How often health checks are told how we are.
@@ -305,7 +305,7 @@ async fn check_health(sidecar: Arc<Sidecar>, health: Health) {
     loop {
         ticks.tick().await;
         let asked = Arc::clone(&sidecar);
-        let found = spawn_blocking(move || asked.health()).await;
+        let found = on_own_thread(move || asked.health()).await;
         health.set(matches!(found, Ok(Ok(()))));
     }
 }

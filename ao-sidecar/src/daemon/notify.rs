@@ -6,11 +6,12 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::process;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{process, thread};
 
-use tokio::task::spawn_blocking;
+use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{error, info, warn};
 
@@ -83,7 +84,7 @@ where
     F: Fn() -> Result<(), String> + Send + Sync + 'static,
 {
     let healthy = Arc::clone(healthy);
-    let mut answer = spawn_blocking(move || healthy());
+    let mut answer = pin!(on_own_thread(move || healthy()));
     let answered = match timeout(patience, &mut answer).await {
         Ok(answered) => answered,
         Err(_) => {
@@ -92,6 +93,24 @@ where
         }
     };
     answered.unwrap_or_else(|failure| Err(failure.to_string()))
+}
+
+/// Does what blocks on a thread that nothing else waits for: callers of the API may keep all others
+/// busy, and that is no reason to take us for dead.
+pub(super) async fn on_own_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    let (sender, receiver) = oneshot::channel();
+    let work = move || {
+        // Whoever asked may have gone.
+        let _ = sender.send(work());
+    };
+    thread::Builder::new()
+        .name("health".to_owned())
+        .spawn(work)?;
+    receiver
+        .await
+        .map_err(|_| io::Error::other("the health check broke"))
 }
 
 /// When the service manager takes us for dead, by the values of its variables.
@@ -124,6 +143,8 @@ fn send(name: &OsStr, state: &str) -> io::Result<()> {
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::{Condvar, Mutex};
+
+    use tokio::task::spawn_blocking;
 
     use super::*;
 
@@ -292,6 +313,27 @@ mod tests {
         hang(false);
         manager.hears_again().await;
         life.abort();
+    }
+
+    #[test]
+    fn what_keeps_other_threads_busy_does_not_matter() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        let (done, busy) = std::sync::mpsc::channel::<()>();
+        runtime.block_on(async {
+            // The only thread waits until `done` goes.
+            spawn_blocking(move || busy.recv());
+            let healthy = Arc::new(|| Ok(()));
+            let found = timeout(
+                Duration::from_secs(60),
+                ask(&healthy, Duration::from_secs(60)),
+            );
+            assert_eq!(found.await, Ok(Ok(())));
+        });
+        drop(done);
     }
 
     #[tokio::test]

@@ -1,25 +1,32 @@
 //! What differs between two configurations.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::SystemTime;
 
 use grpc_api::operator::administration::{ChangeKind, ConfigChange};
 use keymgr::chain::{Key, KeyChain};
 
+use super::effect;
 use super::effective::{Settings, chain_settings, key_settings, peer_settings, rollover_settings};
 use super::{Config, KeySource, Peer};
 
-/// What `fresh` would change about `running`, in the order of the configuration; removed key chains
+/// What `fresh` would change about `running` at `now`, in the order of the configuration; removed key chains
 /// and peers come last among theirs. Never tells a secret. A change with `needs_restart` cannot be
 /// taken over by a running daemon.
 ///
 /// Where something stands, and whether it is the file's or was made by API, is no difference.
 #[must_use]
-pub fn diff(running: &Config, fresh: &Config) -> Vec<ConfigChange> {
+pub fn diff(running: &Config, fresh: &Config, now: SystemTime) -> Vec<ConfigChange> {
     let mut changes = tables(running, fresh);
     let (former, chains) = (chains_of(running), chains_of(fresh));
-    changes.extend(objects("key chain", &former, &chains, chain));
+    let users = users(running, fresh);
+    changes.extend(objects("key chain", &former, &chains, |former, fresh| {
+        chain(former, fresh, &users, now)
+    }));
     let (former, peers) = (peers_of(running), peers_of(fresh));
-    changes.extend(objects("peer", &former, &peers, peer));
+    changes.extend(objects("peer", &former, &peers, |former, fresh| {
+        peer(former, fresh, now)
+    }));
     changes
 }
 
@@ -136,7 +143,25 @@ fn objects<T>(
     there.chain(gone).collect()
 }
 
-fn chain(former: Option<&KeyChain>, fresh: Option<&KeyChain>) -> Option<(Vec<String>, String)> {
+/// The peers that have each key chain before and after.
+fn users<'c>(running: &'c Config, fresh: &'c Config) -> HashMap<&'c str, Vec<&'c str>> {
+    let name = |peer: &'c Peer| Some((&*peer.spec.name, peer.keys.chain()?.name()));
+    let before: HashMap<&str, &str> = running.peers.iter().filter_map(name).collect();
+    let mut users: HashMap<&str, Vec<&str>> = HashMap::new();
+    for (peer, chain) in fresh.peers.iter().filter_map(name) {
+        if before.get(peer) == Some(&chain) {
+            users.entry(chain).or_default().push(peer);
+        }
+    }
+    users
+}
+
+fn chain(
+    former: Option<&KeyChain>,
+    fresh: Option<&KeyChain>,
+    users: &HashMap<&str, Vec<&str>>,
+    now: SystemTime,
+) -> Option<(Vec<String>, String)> {
     let (Some(former), Some(fresh)) = (former, fresh) else {
         let there = former.or(fresh)?;
         let keys = there.keys().iter().map(id_text);
@@ -145,7 +170,10 @@ fn chain(former: Option<&KeyChain>, fresh: Option<&KeyChain>) -> Option<(Vec<Str
     let rules = differing(&chain_settings(former), &chain_settings(fresh));
     let mut details: Vec<String> = rules.into_iter().map(|(_, detail)| detail).collect();
     details.extend(keys(former.keys(), fresh.keys()));
-    (!details.is_empty()).then(|| (details, String::new()))
+    (!details.is_empty()).then(|| {
+        let peers = users.get(fresh.name()).map_or(&[][..], Vec::as_slice);
+        (details, effect::of_chain(former, fresh, peers, now))
+    })
 }
 
 /// How the keys of a chain differ. Those with the same IDs are compared in their order.
@@ -188,7 +216,11 @@ fn id_text(key: &Key) -> String {
     format!("key {}/{}", key.mkt.send_id, key.mkt.recv_id)
 }
 
-fn peer(former: Option<&Peer>, fresh: Option<&Peer>) -> Option<(Vec<String>, String)> {
+fn peer(
+    former: Option<&Peer>,
+    fresh: Option<&Peer>,
+    now: SystemTime,
+) -> Option<(Vec<String>, String)> {
     let (Some(former), Some(fresh)) = (former, fresh) else {
         let there = former.or(fresh)?;
         let effect = match fresh {
@@ -207,7 +239,7 @@ fn peer(former: Option<&Peer>, fresh: Option<&Peer>) -> Option<(Vec<String>, Str
         &rollover_settings(&former.keys),
         &rollover_settings(&fresh.keys),
     );
-    let effect = effect_of(former, fresh, &settings, &agreed);
+    let effect = effect_of(former, fresh, &settings, &agreed, now);
     if former.keys.rollover().is_some() != fresh.keys.rollover().is_some() {
         // The endpoint says enough of the rest.
         agreed.truncate(1);
@@ -225,6 +257,7 @@ fn effect_of(
     fresh: &Peer,
     settings: &[(&str, String)],
     agreed: &[(&str, String)],
+    now: SystemTime,
 ) -> String {
     let differs = |wanted: &[&str], among: &[(&str, String)]| {
         among.iter().any(|(key, _)| wanted.contains(key))
@@ -248,6 +281,11 @@ fn effect_of(
             }
             _ if differs(&["fingerprint", "name"], agreed) => {
                 "keys that were agreed with another far end are not used any more"
+            }
+            (KeySource::Static(one), KeySource::Static(other))
+                if differs(&["key_chain"], settings) =>
+            {
+                return effect::of_chain(one, other, &[&fresh.spec.name], now);
             }
             _ => "",
         }

@@ -4,6 +4,7 @@
 
 mod api;
 mod diff;
+mod effect;
 mod effective;
 mod files;
 mod guarded;

@@ -3,7 +3,7 @@
 mod describe;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use grpc_api::operator::ControlError;
 use grpc_api::operator::administration::{
@@ -146,8 +146,9 @@ impl Administration for Administrator {
     async fn diff(&self) -> Result<Changed, ControlError> {
         self.checking(|sidecar| {
             let fresh = sidecar.load().map_err(ApplyError::from)?;
+            let now = SystemTime::now();
             Ok(Changed {
-                changes: config::diff(&sidecar.running().config, &fresh),
+                changes: config::diff(&sidecar.running().config, &fresh, now),
                 warnings: fresh.warnings.iter().map(ToString::to_string).collect(),
             })
         })

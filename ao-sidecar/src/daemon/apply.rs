@@ -3,6 +3,8 @@
 //! SIGHUP, the API's reload and changes by API all come this way. What can fail comes first and
 //! changes nothing; a failure after that is taken back.
 
+use std::time::SystemTime;
+
 use datapath::{Datapath, Reconfigured};
 use grpc_api::operator::administration::{ChangeKind, Changed, ConfigChange};
 use grpc_api::operator::{ControlError, administration};
@@ -94,7 +96,12 @@ impl Sidecar {
         replace_sessions: bool,
     ) -> Result<Changed, ApplyError> {
         let running = self.running();
-        let changes = config::diff(&running.config, &fresh);
+        let now = match staged {
+            // A reload takes over the time, too.
+            None => SystemTime::now(),
+            Some(_) => self.control().chains_now(),
+        };
+        let changes = config::diff(&running.config, &fresh, now);
         let restart = changes.iter().filter(|change| change.needs_restart);
         let restart: Vec<String> = restart.map(|change| change.subject.clone()).collect();
         if !restart.is_empty() {

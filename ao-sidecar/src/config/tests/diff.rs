@@ -478,7 +478,7 @@ fn each_key_changed_alone_is_one_change() {
         for (key, from, to, subject, needs_restart) in rows {
             assert!(ALL.contains(from), "{from}");
             let text = ALL.replacen(from, &to.replace("SECRET", "secret"), 1);
-            let changes = diff(&base, &read(&folder, &text));
+            let changes = diff(&base, &read(&folder, &text), now());
             // The backend of all peers that do not say is that of each of them.
             let [change, more @ ..] = &changes[..] else {
                 panic!("{key} of {} makes no difference", schema.title)
@@ -531,13 +531,13 @@ fn each_key_changed_alone_is_one_change() {
 ~ key chain chain: accept_tolerance "5m" becomes "forever"
 ~ key chain chain: allow_gaps false becomes true
 ~ key chain chain: on_expiry "keep" becomes "close"
-~ key chain chain: key 2/1 is new, key 1/1 is gone
-~ key chain chain: key 1/2 is new, key 1/1 is gone
-~ key chain chain: key 1/1: algorithm "hmac-sha-1-96" becomes "hmac-sha-256-96"
-~ key chain chain: key 1/1 has another secret
-~ key chain chain: key 1/1 has another secret
-~ key chain chain: key 1/1 has another secret
-~ key chain chain: key 1/1: include_tcp_options true becomes false
+~ key chain chain: key 2/1 is new, key 1/1 is gone => the key in use (send 1, recv 1) goes: sessions of manual, local are cut until the far end uses another
+~ key chain chain: key 1/2 is new, key 1/1 is gone => the key in use (send 1, recv 1) goes: sessions of manual, local are cut until the far end uses another
+~ key chain chain: key 1/1: algorithm "hmac-sha-1-96" becomes "hmac-sha-256-96" => another algorithm under the IDs in use (send 1, recv 1): sessions of manual, local are cut until the far end has it, too
+~ key chain chain: key 1/1 has another secret => another secret under the IDs in use (send 1, recv 1): sessions of manual, local are cut until the far end has it, too
+~ key chain chain: key 1/1 has another secret => another secret under the IDs in use (send 1, recv 1): sessions of manual, local are cut until the far end has it, too
+~ key chain chain: key 1/1 has another secret => another secret under the IDs in use (send 1, recv 1): sessions of manual, local are cut until the far end has it, too
+~ key chain chain: key 1/1: include_tcp_options true becomes false => another include_tcp_options under the IDs in use (send 1, recv 1): sessions of manual, local are cut until the far end has it, too
 ~ key chain chain: key 1/1: send_lifetime { start = "2026-01-01T00:00:00Z", end = "2027-01-01T00:00:00Z" } becomes { start = "2026-01-01T00:00:00Z", end = "2028-01-01T00:00:00Z" }, key 1/1: accept_lifetime { start = "2026-01-01T00:00:00Z", end = "2027-01-01T00:00:00Z" } becomes { start = "2026-01-01T00:00:00Z", end = "2028-01-01T00:00:00Z" }
 ~ key chain chain: key 1/1: accept_lifetime { start = "2026-01-01T00:00:00Z", end = "2027-01-01T00:00:00Z" } becomes "always"
 ~ key chain chain: key 1/1: accept_lifetime { start = "2026-01-01T00:00:00Z", end = "2027-01-01T00:00:00Z" } becomes { end = "2028-01-01T00:00:00Z" }
@@ -591,7 +591,7 @@ fn shown(change: &ConfigChange) -> String {
 
 fn told(one: &str, other: &str) -> String {
     let folder = folder();
-    let changes = diff(&read(&folder, one), &read(&folder, other));
+    let changes = diff(&read(&folder, one), &read(&folder, other), now());
     let told: String = changes.iter().map(shown).collect();
     assert!(!told.contains(MARK), "{told}");
     told
@@ -626,8 +626,84 @@ fn the_same_made_by_api_is_no_change() {
     let by_api = parse_with(&text, &file, 0o600, &made).unwrap();
     let second = PEER.replace("as64502", "b").replace("0.2", "0.9");
     let in_file = read(&folder, &format!("{text}{second}"));
-    assert_eq!(diff(&by_api, &in_file), []);
-    assert_eq!(diff(&in_file, &by_api), []);
+    assert_eq!(diff(&by_api, &in_file, now()), []);
+    assert_eq!(diff(&in_file, &by_api, now()), []);
+}
+
+#[test]
+fn changes_of_keys_in_use_are_told_with_the_peers() {
+    let second = "[[key_chain.key]]\nsend_id = 2\nrecv_id = 3\nalgorithm = \"hmac-sha-1-96\"\n\
+                  secret = \"hunter2\"\n";
+    let one = format!("{CHAIN}{PEER}");
+    let both = format!("{CHAIN}{second}{PEER}");
+    let other = "[[key_chain]]\nname = \"other\"\n";
+    let other = format!("{other}{second}");
+    let ended = "hunter2\"\nlifetime = { end = 2026-02-01T00:00:00Z }\n";
+    let to_come = "hunter2\"\nlifetime = { start = 2026-07-01T00:00:00Z }\n";
+    let past = both.replace("hunter2\"\n", ended);
+    let future = both.replace("hunter2\"\n", to_come);
+    let close = "name = \"transit\"\non_expiry = \"close\"";
+    let many: String = (2..9)
+        .map(|n| {
+            PEER.replace("as64502", &format!("p{n}"))
+                .replace("0.2", &format!("1.{n}"))
+        })
+        .collect();
+    let many = format!("{one}{many}");
+    let secret = |text: &str| text.replace("hunter2 is", "hunter2 was");
+    let elsewhere = format!("{other}{one}");
+    let moved = elsewhere.replace("key_chain = \"transit\"", "key_chain = \"other\"");
+    let ends_closed = one.replace("name = \"transit\"", close).replace(
+        "the secret\"",
+        "the secret\"\nlifetime = { end = 2026-02-01T00:00:00Z }",
+    );
+    let goes =
+        "the key accepted now (send 2, recv 3) goes: sessions of as64502 that use it are cut";
+    let rows = [
+        // Not the one in use, but accepted.
+        (&both, one.clone(), goes),
+        (&both, both.replacen("recv_id = 3", "recv_id = 4", 1), goes),
+        // Its end is over, or its start to come.
+        (&past, one.clone(), ""),
+        (&future, one.clone(), ""),
+        (
+            &one,
+            secret(&one),
+            "another secret under the IDs in use (send 1, recv 1): sessions of as64502 are cut \
+             until the far end has it, too",
+        ),
+        (
+            &many,
+            secret(&many),
+            "another secret under the IDs in use (send 1, recv 1): sessions of as64502, p2, p3, \
+             p4, p5 and 3 more are cut until the far end has it, too",
+        ),
+        (
+            &one,
+            ends_closed,
+            "sessions of as64502 are closed: there is no key that is accepted now",
+        ),
+        // Another chain, and one that nobody has.
+        (
+            &elsewhere,
+            moved,
+            "the key in use (send 1, recv 1) goes: sessions of as64502 are cut until the far end \
+             uses another",
+        ),
+        (
+            &elsewhere,
+            elsewhere.replace("recv_id = 3", "recv_id = 4"),
+            "",
+        ),
+    ];
+    let folder = folder();
+    for (former, fresh, effect) in rows {
+        let changes = diff(&read(&folder, former), &read(&folder, &fresh), now());
+        let [change] = &changes[..] else {
+            panic!("{changes:?}")
+        };
+        assert_eq!(change.effect, effect, "{:?}", change.details);
+    }
 }
 
 #[test]
@@ -671,7 +747,7 @@ fn objects_come_and_go() {
     assert_snapshot!(all.join("\n"), @r##"
 ~ key chain transit: key 2/2 is new
 
-~ key chain transit: key 2/2 is gone
+~ key chain transit: key 2/2 is gone => the key accepted now (send 2, recv 2) goes: sessions of as64502 that use it are cut
 
 ~ key chain transit: its keys have another order
 

@@ -310,6 +310,6 @@ proptest! {
         let config = accepted_quietly(&text);
         let again = accepted_quietly(&with_secrets(&config));
         prop_assert_eq!(everything(&again), everything(&config));
-        prop_assert_eq!(diff(&config, &again), []);
+        prop_assert_eq!(diff(&config, &again, now()), []);
     }
 }

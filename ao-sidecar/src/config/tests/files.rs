@@ -15,7 +15,7 @@ impl Written {
         written
     }
 
-    fn file(&self) -> std::path::PathBuf {
+    fn file(&self) -> PathBuf {
         self.0.path().join("ao.toml")
     }
 

@@ -32,7 +32,8 @@ pub use tls::{TlsError, TlsFiles};
     unreachable_pub,
     unused_qualifications,
     clippy::all,
-    clippy::pedantic
+    clippy::pedantic,
+    rustdoc::broken_intra_doc_links
 )]
 pub mod v1 {
     tonic::include_proto!("aosidecar.v1");

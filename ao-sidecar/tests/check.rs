@@ -120,11 +120,7 @@ fn a_group_that_is_not_known_here_is_warned_about() {
 fn a_wrong_configuration_is_exit_code_2_and_names_the_line() {
     let (folder, config) = example();
     fs::remove_file(folder.path().join("transit-1.key")).unwrap();
-    for command in [
-        &["check"][..],
-        &["run", "--config"],
-        &["guard", "install", "--config"],
-    ] {
+    for command in [&["check"][..], &["run", "--config"]] {
         let output = sidecar(&[command, &[config.to_str().unwrap()]].concat());
         assert_eq!(output.status.code(), Some(2));
         assert!(output.stdout.is_empty());
@@ -137,6 +133,39 @@ fn a_wrong_configuration_is_exit_code_2_and_names_the_line() {
         assert!(said.starts_with(&place), "{said}");
         assert_eq!(said.lines().count(), 1, "{said}");
     }
+}
+
+/// In a network namespace of its own, where it does no harm.
+#[test]
+fn the_guard_is_installed_without_the_secrets_and_says_what_is_wrong() {
+    let (folder, config) = example();
+    fs::remove_file(folder.path().join("transit-1.key")).unwrap();
+    let text = fs::read_to_string(&config).unwrap();
+    let state = folder.path().join("state");
+    fs::write(
+        &config,
+        format!("state_dir = {:?}\n{text}", state.to_str().unwrap()),
+    )
+    .unwrap();
+    let install = "\"$0\" guard install --config \"$1\" && nft list tables";
+    let output = Command::new("unshare")
+        .args([
+            "--net",
+            "sh",
+            "-c",
+            install,
+            env!("CARGO_BIN_EXE_ao-sidecar"),
+        ])
+        .arg(&config)
+        .output()
+        .unwrap();
+    let warned = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{warned}");
+    assert!(warned.contains("transit-1.key"), "{warned}");
+    assert!(
+        String::from_utf8(output.stdout).unwrap().contains("table"),
+        "{warned}"
+    );
 }
 
 #[test]

@@ -137,7 +137,7 @@ fn a_wrong_configuration_is_exit_code_2_and_names_the_line() {
 
 /// In a network namespace of its own, where it does no harm.
 #[test]
-fn the_guard_is_installed_without_the_secrets_and_says_what_is_wrong() {
+fn the_guard_is_installed_without_the_secrets() {
     let (folder, config) = example();
     fs::remove_file(folder.path().join("transit-1.key")).unwrap();
     let text = fs::read_to_string(&config).unwrap();
@@ -161,7 +161,7 @@ fn the_guard_is_installed_without_the_secrets_and_says_what_is_wrong() {
         .unwrap();
     let warned = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{warned}");
-    assert!(warned.contains("transit-1.key"), "{warned}");
+    assert_eq!(warned, "");
     assert!(
         String::from_utf8(output.stdout).unwrap().contains("table"),
         "{warned}"

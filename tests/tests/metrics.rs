@@ -162,23 +162,40 @@ fn prometheus_sees_a_session_and_what_it_refuses() {
 }
 
 #[test]
-fn a_second_sidecar_is_refused_the_port_before_it_touches_anything() {
+fn a_second_sidecar_in_the_namespace_touches_nothing() {
     let lan = Lan::new();
     let key = Key::default();
     let first = start(&lan.a, &lan.b, key.clone());
     let rules = lan.a.namespace.run("nft", &["-s", "list", "ruleset"]);
     let config = Config::new(&lan.b, Family::V4, key);
     let mut second = Sidecar::prepare(&lan.a.namespace, &config);
-    second.add_sections(METRICS);
     second.launch(&[]);
     let status = second.process().wait(SIDECAR_START);
     let said = second.process().log();
     assert_eq!(status.code(), Some(1), "{said}");
-    let wanted = "metrics cannot be served at 127.0.0.1:9179: Address already in use";
+    let wanted = "is held by another program (ao-sidecar, process ";
     assert!(said.contains(wanted), "{said}");
     assert_eq!(
         lan.a.namespace.run("nft", &["-s", "list", "ruleset"]),
         rules
     );
     assert_eq!(first.ask("status")["peers"][0]["name"], "peer");
+}
+
+/// Peers are protected all the same, and metrics are served once the port is free.
+#[test]
+fn a_port_that_another_program_has_is_an_alarm() {
+    let lan = Lan::new();
+    let runtime = lan.a.namespace.runtime();
+    let taken = runtime.spawn(tokio::net::TcpListener::bind("127.0.0.1:9179"));
+    let taken = runtime.block_on(taken).expect("a task").expect("the port");
+    let sidecar = start(&lan.a, &lan.b, Key::default());
+    let alarmed = || {
+        sidecar.ask("status")["alarms"]
+            .to_string()
+            .contains("metrics")
+    };
+    wait::until("the alarm", SIDECAR_START, alarmed);
+    drop(taken);
+    wait::until("its end", SIDECAR_START, || !alarmed());
 }

@@ -73,6 +73,16 @@ struct Line<'e> {
     detail: Option<&'e str>,
 }
 
+/// How long a line is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    /// Until a crash of the machine does not lose it: it comes before the change.
+    OnDisk,
+    /// Until the kernel has it, for what was done is done: a thousand changes in a row are not to
+    /// wait for the disk twice each.
+    Written,
+}
+
 impl AuditLog {
     /// The log in `state_dir`. Nothing is opened.
     #[must_use]
@@ -104,7 +114,7 @@ impl AuditLog {
             role,
             what: shortened(what).to_owned(),
         };
-        self.write(&entry.line("begun", None))?;
+        self.write(&entry.line("begun", None), Until::OnDisk)?;
         Ok(entry)
     }
 
@@ -120,11 +130,11 @@ impl AuditLog {
         self.state().failures
     }
 
-    fn write(&self, line: &Line<'_>) -> Result<(), AuditError> {
+    fn write(&self, line: &Line<'_>, until: Until) -> Result<(), AuditError> {
         let text = text_of(line).map_err(|source| self.error(source))?;
         // Held to the end: of two lines at once, a failure of one could take the other back.
         let mut state = self.state();
-        let written = append(&self.0.path, &text);
+        let written = append(&self.0.path, &text, until);
         match written.map_err(|source| self.error(source)) {
             Ok(()) => {
                 state.failing = None;
@@ -159,7 +169,10 @@ impl Entry {
             Ok(detail) => ("done", detail),
             Err(detail) => ("failed", detail),
         };
-        if let Err(failure) = self.log.write(&self.line(word, Some(shortened(detail)))) {
+        if let Err(failure) = self
+            .log
+            .write(&self.line(word, Some(shortened(detail))), Until::Written)
+        {
             let Self { id, who, what, .. } = &self;
             error!(id, who, what, outcome = word, "{failure}");
         }
@@ -178,8 +191,8 @@ impl Entry {
     }
 }
 
-/// Adds a line, all of it or nothing, and waits until it is on disk.
-fn append(path: &Path, line: &str) -> io::Result<()> {
+/// Adds a line, all of it or nothing.
+fn append(path: &Path, line: &str, until: Until) -> io::Result<()> {
     let mut file = open(path)?;
     let before = file.metadata()?;
     check(&before)?;
@@ -191,13 +204,15 @@ fn append(path: &Path, line: &str) -> io::Result<()> {
         file.write_all(line.as_bytes())
     };
     written
-        .and_then(|()| file.sync_data())
-        .and_then(|()| match before.len() {
+        .and_then(|()| match (until, before.len()) {
+            (Until::Written, _) => Ok(()),
             // Perhaps it was made just now, and its name is not on disk yet.
-            0 => path
-                .parent()
-                .map_or(Ok(()), |folder| File::open(folder)?.sync_all()),
-            _ => Ok(()),
+            (Until::OnDisk, 0) => {
+                file.sync_data()?;
+                path.parent()
+                    .map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+            }
+            (Until::OnDisk, _) => file.sync_data(),
         })
         .inspect_err(|_| {
             // Where even that is refused, the next line begins with a newline.

@@ -112,7 +112,9 @@ impl Operator {
             .enable_all()
             .build()
             .expect("a runtime");
-        let client = runtime.block_on(grpc_api::connect(&sidecar.socket().as_path().into()));
+        // A thousand calls at once wait for one another.
+        let target = sidecar.socket().as_path().into();
+        let client = runtime.block_on(grpc_api::connect_for(&target, CHANGE));
         Self {
             client: client.expect("the sidecar's API"),
             runtime,

@@ -42,12 +42,13 @@ struct Record {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Object {
-    Peer(PeerRecord),
+    Peer(#[serde(with = "PeerRecord")] PeerSpec),
     KeyChain(ChainRecord),
 }
 
+/// How a peer is written: its fields have the names and the order of the API's type.
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "PeerSpec", deny_unknown_fields)]
 struct PeerRecord {
     name: String,
     address: String,
@@ -113,7 +114,6 @@ impl Kept {
             serde_json::from_slice(&meta).map_err(|error| refused(error.to_string()))?;
         let row = match record.object {
             Object::Peer(peer) => {
-                let peer = PeerSpec::from(peer);
                 let row = Row::Peer(peer.name.clone());
                 self.overlay.peers.push(peer);
                 row
@@ -156,7 +156,7 @@ impl Kept {
         };
         let mut secrets = Vec::new();
         let object = match row {
-            Row::Peer(name) => overlay.peer(name).map(|peer| Object::Peer(peer.into())),
+            Row::Peer(name) => overlay.peer(name).cloned().map(Object::Peer),
             Row::Chain(name) => match overlay.chain(name) {
                 Some(chain) => {
                     let numbers = self.numbers(store, &row.name())?;
@@ -322,58 +322,4 @@ fn lifetime(span: &Span) -> Result<Lifetime, String> {
         start: span.start.as_ref().map(instant).transpose()?,
         end: span.end.as_ref().map(instant).transpose()?,
     })
-}
-
-impl From<PeerRecord> for PeerSpec {
-    fn from(record: PeerRecord) -> Self {
-        let PeerRecord {
-            name,
-            address,
-            key_chain,
-            ports,
-            local_address,
-            interface,
-            vrf,
-            ttl_min,
-            datapath,
-        } = record;
-        Self {
-            name,
-            address,
-            key_chain,
-            ports,
-            local_address,
-            interface,
-            vrf,
-            ttl_min,
-            datapath,
-        }
-    }
-}
-
-impl From<&PeerSpec> for PeerRecord {
-    fn from(peer: &PeerSpec) -> Self {
-        let PeerSpec {
-            name,
-            address,
-            key_chain,
-            ports,
-            local_address,
-            interface,
-            vrf,
-            ttl_min,
-            datapath,
-        } = peer.clone();
-        Self {
-            name,
-            address,
-            key_chain,
-            ports,
-            local_address,
-            interface,
-            vrf,
-            ttl_min,
-            datapath,
-        }
-    }
 }

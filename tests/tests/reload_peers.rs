@@ -123,6 +123,11 @@ fn reload(sidecar: &Sidecar, peers: &[&Entry]) {
 /// The same, refused. Returns why.
 fn refused(sidecar: &Sidecar, peers: &[&Entry]) -> String {
     write(sidecar, peers);
+    refusal(sidecar)
+}
+
+/// Why the configuration as it is written now is refused.
+fn refusal(sidecar: &Sidecar) -> String {
     let done = sidecar.operate(&["config", "reload"]);
     done.expect_err("a refusal")
 }
@@ -260,9 +265,7 @@ fn an_error_half_way_leaves_everything_as_it_was() {
     let file = sidecar_a.config_file();
     let first = fs::read_to_string(&file).expect("a configuration");
     fs::write(&file, first + &text).expect("a configuration");
-    let reason = sidecar_a
-        .operate(&["config", "reload"])
-        .expect_err("a refusal");
+    let reason = refusal(&sidecar_a);
     assert!(reason.contains("absent.key"), "{reason}");
 
     // A session that is not protected is alive with the peer that comes.
@@ -282,9 +285,7 @@ fn an_error_half_way_leaves_everything_as_it_was() {
         format!("on_exit = \"keep\"\n{text}[userspace]\nworkers = 7\n"),
     )
     .expect("a configuration");
-    let reason = sidecar_a
-        .operate(&["config", "reload"])
-        .expect_err("a refusal");
+    let reason = refusal(&sidecar_a);
     assert!(reason.contains("restart"), "{reason}");
 
     connected(&busy);

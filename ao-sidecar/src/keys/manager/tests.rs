@@ -307,12 +307,13 @@ async fn other_settings_keep_the_key_in_use() {
     let first = a.settled_above(0).await;
     b.settled_above(0).await;
     let key = a.backend.keys()[0];
-    let shorter = Parameters {
-        interval: Duration::from_secs(1),
+    let every = |seconds| Parameters {
+        interval: Duration::from_secs(seconds),
         ..parameters("the far end")
     };
-    a.plan(0, Course::Reconfigured(shorter)).await;
+    a.plan(0, Course::Reconfigured(every(7200))).await;
     assert_eq!(a.backend.keys()[0], key);
+    a.plan(0, Course::Reconfigured(every(1))).await;
     let second = a.settled_above(first).await;
     assert!(b.settled_above(first).await >= second);
 }

@@ -166,8 +166,10 @@ async fn roles_are_replaced_while_callers_are_connected() {
         served.roles.replace(RoleMap::default());
         let cut = tokio::time::timeout(PATIENCE, follow.message()).await;
         assert_eq!(cut.unwrap().unwrap_err().code(), Code::PermissionDenied);
+        // The connection is closed, too: a call may have been on its way.
         let refused = admin.get_status(v1::GetStatusRequest {}).await.unwrap_err();
-        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+        let closed = [Code::PermissionDenied, Code::Cancelled, Code::Unavailable];
+        assert!(closed.contains(&refused.code()), "{refused}");
     }
     served.stop().await;
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+pub use super::arguments::patience;
 use super::arguments::{ChainRules, KeySettings, PeerSettings, seconds};
 use super::{DEFAULT_CONFIG, help};
 
@@ -51,6 +52,16 @@ pub struct Global {
     /// [env: AOCTL_SERVER_NAME]
     #[arg(long, value_name = "NAME", global = true, help_heading = CONNECTION)]
     pub server_name: Option<String>,
+    /// How long to wait for an answer, in seconds or with a unit [env: AOCTL_TIMEOUT]
+    /// [default: 5s; 60s for diagnoses and changes]
+    #[arg(
+        long,
+        value_name = "TIME",
+        global = true,
+        value_parser = patience,
+        help_heading = CONNECTION
+    )]
+    pub timeout: Option<Duration>,
     /// Print JSON instead of text
     #[arg(long, global = true, help_heading = OUTPUT)]
     pub json: bool,

@@ -103,6 +103,8 @@ pub struct Span {
     pub end: Option<Timestamp>,
 }
 
+const MAX_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+
 fn algorithms() -> PossibleValuesParser {
     PossibleValuesParser::new(Algorithm::ALL.map(Algorithm::name))
 }
@@ -114,6 +116,18 @@ pub(super) fn seconds(text: &str) -> Result<Duration, String> {
         return text.parse().map(Duration::from_secs).map_err(|_| refused());
     }
     humantime::parse_duration(text).map_err(|_| refused())
+}
+
+/// How long to wait for an answer: some time, and at most a day.
+///
+/// # Errors
+/// When it is no time, or out of range.
+pub fn patience(text: &str) -> Result<Duration, String> {
+    let time = seconds(text)?;
+    match time.is_zero() || time > MAX_PATIENCE {
+        true => Err(format!("{text:?} is out of range; write 1ms to 1day")),
+        false => Ok(time),
+    }
 }
 
 pub(crate) fn ports(text: &str) -> Result<(u16, u16), String> {

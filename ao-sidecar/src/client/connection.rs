@@ -11,66 +11,62 @@ use tonic::{Code, Status};
 
 use super::ClientError;
 use super::table::printable;
-use crate::cli::aoctl::Global;
+use crate::cli::aoctl::{Global, patience};
 use crate::config::DEFAULT_API_SOCKET;
 
 /// The sidecar that is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sidecar(Target);
+pub struct Sidecar {
+    target: Target,
+    /// How long to wait for an answer, whatever is asked.
+    timeout: Option<Duration>,
+}
 
 impl Sidecar {
     /// The one that the options name; what they leave out the environment says.
     ///
     /// # Errors
-    /// When it is to be asked over TCP, and a file for TLS is not named.
+    /// When it is to be asked over TCP, and a file for TLS is not named, or the environment has a
+    /// time that is none.
     pub fn named(global: &Global, environment: Environment) -> Result<Self, ClientError> {
         let text = |name| environment(name).and_then(|value| value.into_string().ok());
-        if let Some(socket) = &global.socket {
-            return Ok(Self(Target::Unix(socket.clone())));
-        }
-        let Some(address) = global.address.clone().or_else(|| text("AOCTL_ADDRESS")) else {
-            let socket = environment("AOCTL_SOCKET");
-            let socket = socket.map_or_else(|| DEFAULT_API_SOCKET.into(), PathBuf::from);
-            return Ok(Self(Target::Unix(socket)));
+        let of_environment = || {
+            text("AOCTL_TIMEOUT")
+                .map(|time| patience(&time))
+                .transpose()
         };
-        let file = |option: &Option<PathBuf>, name, variable| {
-            let given = option
-                .clone()
-                .or_else(|| environment(variable).map(PathBuf::from));
-            given.ok_or_else(|| {
-                ClientError::Usage(format!(
-                    "over TCP, both ends show certificates: {name} FILE is missing, and so is \
-                     {variable} in the environment"
-                ))
-            })
+        let timeout = match global.timeout {
+            None => of_environment()
+                .map_err(|error| ClientError::Usage(format!("AOCTL_TIMEOUT: {error}")))?,
+            given => given,
         };
-        let tls = TlsFiles {
-            ca: file(&global.ca, "--ca", "AOCTL_CA")?,
-            certificate: file(&global.cert, "--cert", "AOCTL_CERT")?,
-            key: file(&global.key, "--key", "AOCTL_KEY")?,
-        };
-        let server_name = global
-            .server_name
-            .clone()
-            .or_else(|| text("AOCTL_SERVER_NAME"));
-        Ok(Self(Target::Tcp {
-            address,
-            server_name,
-            tls,
-        }))
+        Ok(Self {
+            target: target(global, environment)?,
+            timeout,
+        })
     }
 
     /// The Unix socket; nothing for one that is asked over TCP.
     pub(super) fn socket(&self) -> Option<&Path> {
-        match &self.0 {
+        match &self.target {
             Target::Unix(socket) => Some(socket),
             Target::Tcp { .. } => None,
         }
     }
 
-    /// Connects for calls that may take as long as `answer`.
-    pub(super) async fn connect(&self, answer: Duration) -> Result<Client, ClientError> {
-        let connected = grpc_api::connect_for(&self.0, answer).await;
+    /// Connects for calls that may take as long as `usual`, unless the user has said how long.
+    pub(super) async fn connect(&self, usual: Duration) -> Result<Client, ClientError> {
+        self.connect_beside(Duration::ZERO, usual).await
+    }
+
+    /// The same where the answer takes as long as `work` at least.
+    pub(super) async fn connect_beside(
+        &self,
+        work: Duration,
+        usual: Duration,
+    ) -> Result<Client, ClientError> {
+        let answer = work.saturating_add(self.timeout.unwrap_or(usual));
+        let connected = grpc_api::connect_for(&self.target, answer).await;
         connected.map_err(|error| match error {
             ConnectError::Transport(error) => self.unreachable(self.trouble(&error)),
             wrong => ClientError::Unusable(wrong.to_string()),
@@ -79,7 +75,7 @@ impl Sidecar {
 
     /// Why there is no connection, and what to do.
     fn trouble(&self, error: &(dyn Error + 'static)) -> String {
-        match (&self.0, io_error(error)) {
+        match (&self.target, io_error(error)) {
             (Target::Unix(_), Some(cause)) if cause.kind() == io::ErrorKind::PermissionDenied => {
                 format!("{cause}; run aoctl as root or as a user of a group that [api] names")
             }
@@ -139,6 +135,43 @@ impl Sidecar {
     }
 }
 
+fn target(global: &Global, environment: Environment) -> Result<Target, ClientError> {
+    let text = |name| environment(name).and_then(|value| value.into_string().ok());
+    if let Some(socket) = &global.socket {
+        return Ok(Target::Unix(socket.clone()));
+    }
+    let Some(address) = global.address.clone().or_else(|| text("AOCTL_ADDRESS")) else {
+        let socket = environment("AOCTL_SOCKET");
+        let socket = socket.map_or_else(|| DEFAULT_API_SOCKET.into(), PathBuf::from);
+        return Ok(Target::Unix(socket));
+    };
+    let file = |option: &Option<PathBuf>, name, variable| {
+        let given = option
+            .clone()
+            .or_else(|| environment(variable).map(PathBuf::from));
+        given.ok_or_else(|| {
+            ClientError::Usage(format!(
+                "over TCP, both ends show certificates: {name} FILE is missing, and so is \
+                 {variable} in the environment"
+            ))
+        })
+    };
+    let tls = TlsFiles {
+        ca: file(&global.ca, "--ca", "AOCTL_CA")?,
+        certificate: file(&global.cert, "--cert", "AOCTL_CERT")?,
+        key: file(&global.key, "--key", "AOCTL_KEY")?,
+    };
+    let server_name = global
+        .server_name
+        .clone()
+        .or_else(|| text("AOCTL_SERVER_NAME"));
+    Ok(Target::Tcp {
+        address,
+        server_name,
+        tls,
+    })
+}
+
 /// How the environment is asked for a variable.
 pub type Environment = fn(&str) -> Option<OsString>;
 
@@ -150,7 +183,7 @@ pub fn environment(name: &str) -> Option<OsString> {
 
 impl fmt::Display for Sidecar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
+        match &self.target {
             Target::Unix(socket) => write!(f, "{}", socket.display()),
             Target::Tcp { address, .. } => f.write_str(address),
         }

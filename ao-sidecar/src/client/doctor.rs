@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use grpc_api::operator::administration::{self, FindingSeverity};
-use grpc_api::v1::{self, DiagnoseRequest};
+use grpc_api::v1::{self, DiagnoseRequest, GetStatusRequest};
 use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -78,7 +78,11 @@ pub fn diagnose(
 
 async fn ask(sidecar: &Sidecar, complaint: Complaint) -> Result<Diagnosis, ClientError> {
     let Complaint { peer, listen } = complaint;
-    let mut client = sidecar.connect(listen.saturating_add(BESIDES)).await?;
+    // Whether anybody answers is known soon, unlike what is wrong.
+    let mut client = sidecar.connect(super::PATIENCE).await?;
+    let answered = client.get_status(GetStatusRequest {}).await;
+    answered.map_err(|status| sidecar.failed(&status))?;
+    let mut client = sidecar.connect_beside(listen, BESIDES).await?;
     let request = DiagnoseRequest {
         peer: peer.clone().unwrap_or_default(),
         listen: Some(Span {

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use grpc_api::{ApiSocket, PeerFacts};
 use insta::assert_snapshot;
@@ -93,6 +94,40 @@ fn wrong_usage_is_exit_code_2() {
         text.contains("a similar subcommand exists: 'status'"),
         "{text}"
     );
+}
+
+/// A sidecar that hangs takes connections, as the kernel does that for it.
+#[test]
+fn a_silent_sidecar_is_waited_for_as_long_as_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("api.sock");
+    let _silent = UnixListener::bind(&socket).unwrap();
+    let ask = |arguments: &[&str], environment: &str| {
+        let begun = Instant::now();
+        let output = program()
+            .arg("--socket")
+            .arg(&socket)
+            .args(arguments)
+            .env("AOCTL_TIMEOUT", environment)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(4), "{said}");
+        (output.status.code(), said)
+    };
+    assert_eq!(ask(&["status"], "100ms").0, Some(3));
+    assert_eq!(ask(&["status", "--timeout", "100ms"], "60").0, Some(3));
+    for wrong in ["soon", "0", "2days"] {
+        let (code, said) = ask(&["status"], wrong);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(
+            said.contains("AOCTL_TIMEOUT") && said.contains(wrong),
+            "{said}"
+        );
+        let (code, said) = ask(&["status", "--timeout", wrong], "1");
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains("--timeout") && said.contains(wrong), "{said}");
+    }
 }
 
 #[test]

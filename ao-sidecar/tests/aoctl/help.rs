@@ -47,6 +47,7 @@ Which sidecar:
       --cert <FILE>          With --address: the certificate to show to the sidecar, PEM [env: AOCTL_CERT]
       --key <FILE>           With --address: the private key of --cert, PEM [env: AOCTL_KEY]
       --server-name <NAME>   With --address: the name in the sidecar's certificate, if it is not HOST [env: AOCTL_SERVER_NAME]
+      --timeout <TIME>       How long to wait for an answer, in seconds or with a unit [env: AOCTL_TIMEOUT] [default: 5s; 60s for diagnoses and changes]
 
 Output:
       --json          Print JSON instead of text

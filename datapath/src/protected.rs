@@ -50,6 +50,21 @@ impl Protected {
         fs::rename(fresh, state_dir.join(NAME))
     }
 
+    /// Who was covered.
+    pub(crate) fn peers(&self) -> &[PeerSpec] {
+        &self.0
+    }
+
+    /// Whether some connection of `peer` may have been covered.
+    pub(crate) fn touches(&self, peer: &PeerSpec) -> bool {
+        self.0.iter().any(|noted| {
+            let meet = |one: Prefix, other: Prefix| one.contains(other.address());
+            (meet(noted.remote, peer.remote) || meet(peer.remote, noted.remote))
+                && noted.ports.start() <= peer.ports.end()
+                && peer.ports.start() <= noted.ports.end()
+        })
+    }
+
     /// Whether a connection between these ends was covered.
     pub(crate) fn covers(&self, local: SocketAddr, remote: SocketAddr) -> bool {
         self.0.iter().any(|peer| {
@@ -137,6 +152,19 @@ mod tests {
         assert!(covers("10.9.9.9:180", "10.0.0.2:40000"));
         assert!(!covers("10.9.9.9:40000", "10.0.1.2:179"));
         assert!(!covers("10.9.9.9:40000", "10.0.0.2:181"));
+    }
+
+    #[test]
+    fn a_peer_touches_what_it_shares_addresses_and_ports_with() {
+        let noted = "10.0.0.0/24 179-180\n".lines().filter_map(parse).collect();
+        let noted = Protected(noted);
+        let touches = |line: &str| noted.touches(&parse(line).unwrap());
+        assert!(touches("10.0.0.2/32 179-179"));
+        assert!(touches("10.0.0.0/8 1-65535"));
+        assert!(touches("10.0.0.2/32 180-200 vrf=red"));
+        assert!(!touches("10.0.1.2/32 179-179"));
+        assert!(!touches("10.0.0.2/32 181-200"));
+        assert!(!touches("fe80::1/128 179-179"));
     }
 
     #[test]

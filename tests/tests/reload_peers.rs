@@ -294,6 +294,50 @@ fn an_error_half_way_leaves_everything_as_it_was() {
     finish(&mut busy.0, &mut busy.1, SOON);
 }
 
+/// A new entry in the file, a sidecar killed before anybody has seen to the session: whoever was
+/// protected must not wait for whoever was not.
+#[test]
+fn a_restart_beside_an_unprotected_session_leaves_out_its_peer_alone() {
+    let lan = Lan::new();
+    let busy_at_a = Entry::new("busy", lan.b.address_text(Family::V4), Key::default());
+    let busy_at_b = Entry::new(
+        "busy",
+        lan.a.address_text(Family::V4),
+        Key::default().mirrored(),
+    );
+    let plain_at_a = Entry::new("plain", lan.b.address_text(Family::V6), another_key());
+    let mut sidecar_a = start(&lan.a, &[&busy_at_a]);
+    let _sidecar_b = start(&lan.b, &[&busy_at_b]);
+    let mut busy = streams(&lan.a, &lan.b, Family::V4, STEADY);
+    let mut plain = streams(&lan.a, &lan.b, Family::V6, STEADY);
+    connected(&busy);
+    connected(&plain);
+
+    write(&sidecar_a, &[&busy_at_a, &plain_at_a]);
+    sidecar_a.kill();
+    sidecar_a.restart();
+    wait_for_more(&busy.0, STEADY, SOON);
+    wait_for_more(&plain.1, STEADY, SOON);
+    assert_eq!(names(&sidecar_a), ["busy"]);
+    let alarms = || sidecar_a.ask("status")["alarms"].to_string();
+    for word in ["plain", "not protected", "--replace-sessions"] {
+        assert!(alarms().contains(word), "{}", alarms());
+    }
+    let reason = refusal(&sidecar_a);
+    assert!(reason.contains("unprotected session"), "{reason}");
+    assert!(alarms().contains("plain"), "{}", alarms());
+
+    let done = sidecar_a.operate(&["config", "reload", "--replace-sessions"]);
+    done.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(names(&sidecar_a), ["busy", "plain"]);
+    assert!(!alarms().contains("plain"), "{}", alarms());
+    wait::until("the end of the unprotected session", SOON, || {
+        !plain.0.is_running() || !plain.1.is_running()
+    });
+    wait_for_more(&busy.1, STEADY, SOON);
+    finish(&mut busy.0, &mut busy.1, SOON);
+}
+
 #[test]
 fn a_peer_changes_between_a_key_chain_and_agreed_keys() {
     let lan = Lan::new();

@@ -3,6 +3,7 @@
 //! SIGHUP, the API's reload and changes by API all come this way. What can fail comes first and
 //! changes nothing; a failure after that is taken back.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use datapath::{Datapath, Reconfigured};
@@ -96,6 +97,7 @@ impl Sidecar {
         replace_sessions: bool,
     ) -> Result<Changed, ApplyError> {
         let running = self.running();
+        let is_reload = staged.is_none();
         let now = match staged {
             // A reload takes over the time, too.
             None => SystemTime::now(),
@@ -129,9 +131,11 @@ impl Sidecar {
             changes,
             warnings: fresh.warnings.iter().map(ToString::to_string).collect(),
         };
+        let is_in = |name: &Arc<str>| fresh.peers.iter().any(|peer| peer.spec.name == *name);
+        // A reload is whole, and so is what was made by API.
+        self.watched()
+            .forget_left_out(|peer| is_reload || peer.is_none_or(is_in));
         self.set_running(Running::new(fresh, &self.changes.overlay()));
-        // It is whole.
-        self.watched().note_left_out(Vec::new());
         log(&changed, done);
         Ok(changed)
     }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Instant, SystemTime};
 
 use datapath::report::Report;
-use datapath::settings::{Backend, OnExit, Settings};
-use datapath::{Datapath, StopError};
+use datapath::settings::{Backend, OnExit, PeerSpec, Settings};
+use datapath::{Datapath, StartError, StopError};
 use grpc_api::operator::EventLog;
 use grpc_api::{Alarm, PeerFacts, Roles, Snapshot, Source};
 use tracing::{error, info};
@@ -18,7 +18,7 @@ use crate::VERSION;
 use crate::audit::AuditLog;
 use crate::changes::{Changes, Fitting, LeftOut};
 use crate::config::{Config, ConfigError, Overlay, Peer};
-use crate::keys::{Control, Keys, SharedDatapath, WallClock, Wanted, note_unused_store};
+use crate::keys::{Control, Keys, SharedDatapath, WallClock, note_unused_store};
 
 /// What runs.
 pub(super) struct Sidecar {
@@ -66,7 +66,7 @@ impl Sidecar {
         events: &EventLog,
     ) -> Result<Self, DaemonError> {
         let Fitting {
-            config,
+            mut config,
             made,
             left_out,
             blocked,
@@ -75,19 +75,19 @@ impl Sidecar {
         note_unused_store(&config);
         let datapath = Arc::new(SharedDatapath::default());
         let keys = Keys::new(&datapath, events)?;
-        // Before the datapath: automatic peers have the keys of the store from its first moment.
-        let prepared = keys.prepare(&config)?;
-        let start = |wanted: &Wanted| {
-            let settings = Settings {
-                peers: [wanted.specs.clone(), blocked].concat(),
-                ..config.settings(options.replace_sessions)
-            };
-            datapath.put(Datapath::start(settings)?);
-            Ok::<_, DaemonError>(())
-        };
-        keys.take_over(prepared, &config.peers, WallClock::Believed, start)?;
+        let mut alarms: Vec<Alarm> = left_out.into_iter().map(alarm).collect();
+        while let Err(refused) = start_datapath(
+            &datapath,
+            &keys,
+            &config,
+            &blocked,
+            options.replace_sessions,
+        ) {
+            // Whoever was protected does not wait for those that were not.
+            alarms.extend(leave_out_newcomers(&mut config, refused)?);
+        }
         let mut watched = Watched::default();
-        watched.note_left_out(left_out.into_iter().map(alarm).collect());
+        watched.note_left_out(alarms);
         Ok(Self {
             started: Instant::now(),
             audit: AuditLog::new(&config.state_dir),
@@ -216,6 +216,56 @@ impl Source for Sidecar {
             api_made: u32::try_from(running.api_made.len()).unwrap_or(u32::MAX),
         })
     }
+}
+
+/// Starts the datapath with the peers of `config`, and those that stay blocked.
+fn start_datapath(
+    datapath: &SharedDatapath,
+    keys: &Keys,
+    config: &Config,
+    blocked: &[PeerSpec],
+    replace_sessions: bool,
+) -> Result<(), DaemonError> {
+    // Before the datapath: automatic peers have the keys of the store from its first moment.
+    let prepared = keys.prepare(config)?;
+    keys.take_over(prepared, &config.peers, WallClock::Believed, |wanted| {
+        let settings = Settings {
+            peers: [&wanted.specs, blocked].concat(),
+            ..config.settings(replace_sessions)
+        };
+        datapath.put(Datapath::start(settings)?);
+        Ok(())
+    })
+}
+
+/// Leaves out the peers that the start was `refused` for and nobody would miss: they have come to
+/// the configuration while the sidecar was down, or were refused there, and a session of theirs is
+/// alive and unprotected.
+fn leave_out_newcomers(
+    config: &mut Config,
+    refused: DaemonError,
+) -> Result<Vec<Alarm>, DaemonError> {
+    let DaemonError::Start(StartError::UnprotectedSessions {
+        sessions,
+        newcomers,
+    }) = &refused
+    else {
+        return Err(refused);
+    };
+    let stays = |peer: &Peer| !newcomers.contains(&peer.spec.name);
+    if newcomers.is_empty() || !config.peers.iter().any(stays) {
+        return Err(refused);
+    }
+    config.peers.retain(stays);
+    let text = "not protected: it is left out, as a session with it was alive and unprotected when \
+                the sidecar started; aoctl config reload --replace-sessions closes that and \
+                protects the peer";
+    error!(peers = ?newcomers, sessions = ?sessions, "{text}");
+    let alarm = |name: &Arc<str>| Alarm {
+        peer: Some(Arc::clone(name)),
+        text: text.to_owned(),
+    };
+    Ok(newcomers.iter().map(alarm).collect())
 }
 
 /// What the API tells of a peer beside the datapath's report.

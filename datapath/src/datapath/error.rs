@@ -1,6 +1,7 @@
 //! Why the datapath does not do as it was told.
 
 use std::io;
+use std::sync::Arc;
 
 use ao_engine::policy::PolicyError;
 use ao_sys::nfqueue::BindError;
@@ -44,11 +45,17 @@ pub enum StartError {
     #[error(
         "unprotected session{} alive: {}; run with --replace-sessions to close {} and let the \
          daemon reconnect protected",
-        if .0.len() == 1 { " is" } else { "s are" },
-        .0.join(", "),
-        if .0.len() == 1 { "it" } else { "them" },
+        if .sessions.len() == 1 { " is" } else { "s are" },
+        .sessions.join(", "),
+        if .sessions.len() == 1 { "it" } else { "them" },
     )]
-    UnprotectedSessions(Vec<String>),
+    UnprotectedSessions {
+        /// Both ends of each.
+        sessions: Vec<String>,
+        /// Their peers, if a start without them would take protection from nobody: others were
+        /// protected before this start, and these were not. Empty otherwise.
+        newcomers: Vec<Arc<str>>,
+    },
     /// Anything the kernel refused.
     #[error("{0}: {1}")]
     Io(&'static str, #[source] io::Error),

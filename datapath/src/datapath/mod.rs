@@ -126,20 +126,23 @@ impl Datapath {
             sockets.retain(|found| is_unprotected(found, &backends, &active, knows));
             Ok::<_, StartError>(sockets)
         };
-        let covered = match firewall.has_guard()? {
-            true => Protected::load(&settings.state_dir),
-            false => Protected::default(),
+        let noted = Protected::load(&settings.state_dir);
+        let covered = firewall.has_guard()?.then_some(&noted);
+        let was_guarded = |found: &PeerSocket| {
+            covered.is_some_and(|covered| covered.covers(found.socket.local, found.socket.remote))
         };
-        let was_guarded =
-            |found: &PeerSocket| covered.covers(found.socket.local, found.socket.remote);
         let mut found = unprotected()?;
         found.retain(|found| !was_guarded(found));
         if !found.is_empty() && !settings.replace_sessions {
-            let names = found.iter().map(|found| sockets::name(&found.socket));
-            return Err(StartError::UnprotectedSessions(names.collect()));
+            return Err(refusal(&found, &specs, covered));
         }
 
-        firewall.install(&ruleset)?;
+        // A session that the rules block already must not be taken, after a kill in the midst of
+        // this, for one that nobody has protected yet.
+        note_protected(&settings, noted.peers().iter().chain(&specs));
+        firewall
+            .install(&ruleset)
+            .inspect_err(|_| note_protected(&settings, noted.peers()))?;
         note_protected(&settings, &specs);
         // Looked at again: what came up since the first look was not signed, either, as no backend
         // serves yet.
@@ -302,6 +305,22 @@ fn is_unprotected(
             found.socket.inode != 0 && !active.has(found.socket.local, found.socket.remote)
         }
         Some(Backend::Userspace) | None => !knows(found),
+    }
+}
+
+/// Why there is no start beside `found`, sessions that are alive, unprotected, and not `covered` by
+/// the guard, if there is one.
+fn refusal(found: &[PeerSocket], specs: &[PeerSpec], covered: Option<&Protected>) -> StartError {
+    let has_one = |spec: &&PeerSpec| found.iter().any(|found| found.peer == spec.name);
+    let theirs: Vec<&PeerSpec> = specs.iter().filter(has_one).collect();
+    let are_new = covered
+        .filter(|covered| !covered.peers().is_empty())
+        .is_some_and(|covered| !theirs.iter().any(|spec| covered.touches(spec)));
+    let newcomers = theirs.iter().filter(|_| are_new);
+    let name = |found: &PeerSocket| sockets::name(&found.socket);
+    StartError::UnprotectedSessions {
+        sessions: found.iter().map(name).collect(),
+        newcomers: newcomers.map(|spec| Arc::clone(&spec.name)).collect(),
     }
 }
 

@@ -281,11 +281,15 @@ impl Running {
         self.need_userspace(plan)?;
         let kernel = self.kernel.get();
         let former_target = kernel.map(|kernel| kernel.target());
-        self.firewall.replace(&plan.between)?;
+        // A session that the rules block already must not be taken, after a kill in the midst of
+        // this, for one that nobody has protected yet.
         note_protected(
             &self.settings,
             plan.former.specs().chain(plan.fresh.specs()),
         );
+        self.firewall
+            .replace(&plan.between)
+            .inspect_err(|_| note_protected(&self.settings, plan.former.specs()))?;
         let Plan {
             former,
             fresh,

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -290,7 +290,7 @@ fn an_unprotected_session_is_named_and_closed_only_on_request() {
         .run(move || Datapath::start(refused).map(drop))
         .unwrap_err();
     assert!(
-        matches!(error, StartError::UnprotectedSessions(_)),
+        matches!(error, StartError::UnprotectedSessions { .. }),
         "{error}"
     );
     let text = error.to_string();
@@ -328,15 +328,29 @@ fn a_peer_added_later_has_its_unprotected_session_named_too() {
     // The guard of the other peer stays.
     one.stop();
 
+    let newcomers = |settings: Settings| {
+        let started = one
+            .namespace
+            .run(move || Datapath::start(settings).map(drop));
+        match started.unwrap_err() {
+            StartError::UnprotectedSessions { newcomers, .. } => newcomers,
+            error => panic!("{error}"),
+        }
+    };
     let added = one.settings();
-    let error = one
-        .namespace
-        .run(move || Datapath::start(added).map(drop))
-        .unwrap_err();
-    assert!(
-        matches!(error, StartError::UnprotectedSessions(_)),
-        "{error}"
-    );
+    let name = Arc::clone(&added.peers[0].name);
+    assert_eq!(newcomers(added), [name]);
+    // It has the place of one that was protected, who would be unprotected without it.
+    let mut wider = one.settings();
+    wider.peers[0].remote = Prefix::new("10.0.0.0".parse().unwrap(), 24).unwrap();
+    assert!(newcomers(wider).is_empty());
+    // Nobody was protected.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let first = Settings {
+        state_dir: elsewhere.path().to_owned(),
+        ..one.settings()
+    };
+    assert!(newcomers(first).is_empty());
     stream.write_all(b"it lives on").unwrap();
     far.read_exact(&mut [0; 11]).unwrap();
 }

@@ -1,9 +1,9 @@
 //! A whole run of the daemon, in a network namespace of its own. Needs root.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
 const SIDECAR: &str = env!("CARGO_BIN_EXE_ao-sidecar");
@@ -309,6 +310,82 @@ fn what_cannot_be_served_yet_is_an_alarm() {
         assert!(begun.elapsed() < DEADLINE, "{status}");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Writes what `[api.tcp]` of `scene` and an admin need: by an authority that is another one each
+/// time.
+fn issue(scene: &Scene) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(["authority".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = params.self_signed(&key).unwrap().pem();
+    let issuer = Issuer::new(params, key);
+    for name in ["api.example", "admin.example"] {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new([name.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        fs::write(scene.path(&format!("{name}.pem")), certificate.pem()).unwrap();
+        let path = scene.path(&format!("{name}.key"));
+        fs::write(&path, key.serialize_pem()).unwrap();
+        fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+    }
+    fs::write(scene.path("ca.pem"), ca).unwrap();
+}
+
+#[test]
+fn renewed_certificates_come_into_use_with_a_reload() {
+    let scene = Scene::new();
+    issue(&scene);
+    let tcp = "[api.tcp]\nlisten = \"127.0.0.1:7180\"\ncertificate_file = \"api.example.pem\"\n\
+               key_file = \"api.example.key\"\nca_file = \"ca.pem\"\nadmins = \"admin.example\"\n";
+    fs::write(scene.path("c.toml"), tcp.to_owned() + CONFIG).unwrap();
+    let daemon = scene.start();
+    assert_eq!(scene.notified(), "READY=1");
+    let over_tcp = |words: &[&str]| {
+        let script = "ip link set lo up; exec \"$@\"";
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/proc/{}/ns/net", daemon.0.id()))
+            .args(["sh", "-c", script, "sh", env!("CARGO_BIN_EXE_aoctl")])
+            .args([
+                "--address",
+                "127.0.0.1:7180",
+                "--server-name",
+                "api.example",
+            ]);
+        for (option, file) in [
+            ("--ca", "ca.pem"),
+            ("--cert", "admin.example.pem"),
+            ("--key", "admin.example.key"),
+        ] {
+            command.arg(option).arg(scene.path(file));
+        }
+        let output = command.args(words).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        output.status.success().then_some(()).ok_or(said)
+    };
+    let begun = Instant::now();
+    while let Err(error) = over_tcp(&["status"]) {
+        assert!(begun.elapsed() < DEADLINE, "{error}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+
+    fs::write(scene.path("api.example.pem"), "half a certificate").unwrap();
+    let refused = over_tcp(&["config", "reload"]).unwrap_err();
+    assert!(
+        refused.contains("[api.tcp]") && refused.contains("api.example.pem"),
+        "{refused}"
+    );
+    over_tcp(&["status"]).unwrap();
+
+    issue(&scene);
+    // What is served is still what was read before.
+    let refused = over_tcp(&["status"]).unwrap_err();
+    assert!(refused.contains("certificate is refused"), "{refused}");
+    daemon.signal(Signal::SIGHUP);
+    assert!(scene.notified().starts_with("RELOADING=1"));
+    assert_eq!(scene.notified(), "READY=1");
+    over_tcp(&["status"]).unwrap();
 }
 
 /// A client that keeps its connection open delays the stop by a second at most, and a second

@@ -23,7 +23,7 @@ pub use health::Health;
 pub use roles::{RoleMap, Roles};
 pub use service::{Alarm, Api, PeerFacts, Snapshot, Source, serve};
 pub use socket::{ApiSocket, SocketError};
-pub use tcp::{TcpApi, TcpError};
+pub use tcp::{FreshTls, ServerTls, TcpApi, TcpError};
 pub use tls::{TlsError, TlsFiles};
 
 /// Messages, client and server generated from `proto/aosidecar/v1`.

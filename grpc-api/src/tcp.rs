@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -16,6 +16,7 @@ use nix::sys::socket::{
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 
 use crate::peer::{
@@ -52,10 +53,44 @@ pub enum TcpError {
     Tls(#[from] TlsError),
 }
 
+/// The certificate that callers over TCP see, and whose certificates they may have. All copies are
+/// one.
+#[derive(Clone)]
+pub struct ServerTls(Arc<RwLock<Arc<ServerConfig>>>);
+
+/// Files for [`ServerTls`] that have been read.
+pub struct FreshTls(Arc<ServerConfig>);
+
+impl FreshTls {
+    /// What `files` hold now.
+    ///
+    /// # Errors
+    /// When one of them cannot be used.
+    pub fn read(files: &TlsFiles) -> Result<Self, TlsError> {
+        Ok(Self(Arc::new(files.server()?)))
+    }
+}
+
+impl ServerTls {
+    fn new(FreshTls(config): FreshTls) -> Self {
+        Self(Arc::new(RwLock::new(config)))
+    }
+
+    /// For all handshakes from now on; connections that there are stay.
+    pub fn replace(&self, FreshTls(config): FreshTls) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        let config = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        TlsAcceptor::from(Arc::clone(&config))
+    }
+}
+
 /// Listening TCP sockets, not yet served.
 pub struct TcpApi {
     listeners: Vec<TcpListener>,
-    tls: TlsAcceptor,
+    tls: ServerTls,
 }
 
 impl TcpApi {
@@ -65,11 +100,17 @@ impl TcpApi {
     /// # Errors
     /// When a file cannot be used or an address cannot be listened on; then none is.
     pub fn bind(listen: &[SocketAddr], files: &TlsFiles) -> Result<Self, TcpError> {
-        let tls = TlsAcceptor::from(Arc::new(files.server()?));
+        let tls = ServerTls::new(FreshTls::read(files)?);
         let listener =
             |&address| listener(address).map_err(|source| TcpError::Listen { address, source });
         let listeners = listen.iter().map(listener).collect::<Result<_, _>>()?;
         Ok(Self { listeners, tls })
+    }
+
+    /// What callers see, to be replaced while it is served.
+    #[must_use]
+    pub fn tls(&self) -> ServerTls {
+        self.tls.clone()
     }
 
     /// The addresses it listens on, with the ports that the system chose.
@@ -135,13 +176,13 @@ pub(crate) type Entrant = (TlsStream<TcpStream>, Identity);
 
 /// Where handshakes are made.
 pub(crate) struct Door {
-    tls: TlsAcceptor,
+    tls: ServerTls,
     admission: Arc<Admission>,
     refusals: RefusalLog,
 }
 
 impl Door {
-    fn new(tls: TlsAcceptor) -> Self {
+    fn new(tls: ServerTls) -> Self {
         Self {
             tls,
             admission: Arc::new(Admission::new(Limits {
@@ -176,7 +217,7 @@ impl Door {
         // What the kernel does not take costs the caller no more than the time to notice.
         let _ = setsockopt(&tcp, sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MS);
         let accepted = async {
-            match self.tls.accept(tcp).into_fallible().await {
+            match self.tls.acceptor().accept(tcp).into_fallible().await {
                 Ok(tls) => Some(tls),
                 Err((error, tcp)) => {
                     self.refuse(Kind::Handshake, from, &handshake_failure(&error));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use datapath::{Datapath, Reconfigured};
+use grpc_api::TlsError;
 use grpc_api::operator::administration::{ChangeKind, Changed, ConfigChange};
 use grpc_api::operator::{ControlError, administration};
 use tracing::{error, info, warn};
@@ -33,6 +34,9 @@ pub(super) enum ApplyError {
     /// A group is not known.
     #[error(transparent)]
     Roles(#[from] RolesError),
+    /// A file of the API over TCP cannot be used.
+    #[error("[api.tcp]: {0}")]
+    Tls(#[from] TlsError),
     /// Keys cannot be managed that way.
     #[error(transparent)]
     Keys(#[from] KeysError),
@@ -110,6 +114,10 @@ impl Sidecar {
             return Err(ApplyError::NeedsRestart(restart));
         }
         let roles = roles::of(&fresh.api)?;
+        let tls = match is_reload {
+            true => self.fresh_api_tls(&fresh.api)?,
+            false => None,
+        };
         let prepared = self.keys.prepare(&fresh)?;
         // Who changes one thing by API has not said that the time of all chains is right.
         let wall_clock = match staged {
@@ -126,6 +134,9 @@ impl Sidecar {
             .keys
             .take_over(prepared, &fresh.peers, wall_clock, take_over)?;
         self.roles.replace(roles);
+        if let Some((tls, fresh)) = tls {
+            tls.replace(fresh);
+        }
         logging::set_level(fresh.log.level);
         let changed = Changed {
             changes,

@@ -349,19 +349,25 @@ async fn listen(sidecar: Arc<Sidecar>, config: Option<ApiTcpConfig>) -> Option<T
     let config = config?;
     loop {
         match sidecar.settled("API over TCP", tcp_api(&config)) {
-            Some(tcp) => return Some(tcp),
+            Some(tcp) => {
+                sidecar.note_api_tls(tcp.tls());
+                return Some(tcp);
+            }
             None => sleep(RETRY).await,
         }
     }
 }
 
 fn tcp_api(config: &ApiTcpConfig) -> Result<TcpApi, TcpError> {
-    let files = TlsFiles {
+    TcpApi::bind(&config.listen, &tls_files(config))
+}
+
+fn tls_files(config: &ApiTcpConfig) -> TlsFiles {
+    TlsFiles {
         certificate: config.certificate_file.clone(),
         key: config.key_file.clone(),
         ca: config.ca_file.clone(),
-    };
-    TcpApi::bind(&config.listen, &files)
+    }
 }
 
 /// Serves the API until the daemon is to stop. Without it the sessions are still protected, so a

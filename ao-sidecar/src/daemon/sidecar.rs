@@ -2,22 +2,22 @@
 
 use std::fmt::Display;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Instant, SystemTime};
 
 use datapath::report::Report;
 use datapath::settings::{Backend, OnExit, PeerSpec, Settings};
 use datapath::{Datapath, StartError, StopError};
 use grpc_api::operator::EventLog;
-use grpc_api::{Alarm, PeerFacts, Roles, Snapshot, Source};
+use grpc_api::{Alarm, FreshTls, PeerFacts, Roles, ServerTls, Snapshot, Source, TlsError};
 use tracing::{error, info};
 
 use super::alarms::Watched;
-use super::{DaemonError, Options, roles};
+use super::{DaemonError, Options, roles, tls_files};
 use crate::VERSION;
 use crate::audit::AuditLog;
 use crate::changes::{Changes, Fitting, LeftOut};
-use crate::config::{Config, ConfigError, Overlay, Peer};
+use crate::config::{ApiConfig, Config, ConfigError, Overlay, Peer};
 use crate::keys::{Control, Keys, SharedDatapath, WallClock, note_unused_store};
 
 /// What runs.
@@ -33,6 +33,8 @@ pub(super) struct Sidecar {
     /// Held by whoever takes over a configuration, until that is done.
     pub(super) turn: Arc<tokio::sync::Mutex<()>>,
     watched: Mutex<Watched>,
+    /// Set once the API is served over TCP.
+    api_tls: OnceLock<ServerTls>,
 }
 
 /// A configuration that runs, and what is told about it again and again.
@@ -99,6 +101,7 @@ impl Sidecar {
             roles,
             turn: Arc::default(),
             watched: Mutex::new(watched),
+            api_tls: OnceLock::new(),
         })
     }
 
@@ -110,6 +113,24 @@ impl Sidecar {
     /// From now on this one is in use.
     pub(super) fn set_running(&self, running: Running) {
         *self.running.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(running);
+    }
+
+    /// The API is served over TCP from now on, with this.
+    pub(super) fn note_api_tls(&self, tls: ServerTls) {
+        // There is but one.
+        let _ = self.api_tls.set(tls);
+    }
+
+    /// What the API over TCP is served with, and what its files hold now; nothing while it is not
+    /// served, as the files are read once more before it is.
+    pub(super) fn fresh_api_tls(
+        &self,
+        config: &ApiConfig,
+    ) -> Result<Option<(&ServerTls, FreshTls)>, TlsError> {
+        let (Some(tls), Some(tcp)) = (self.api_tls.get(), &config.tcp) else {
+            return Ok(None);
+        };
+        Ok(Some((tls, FreshTls::read(&tls_files(tcp))?)))
     }
 
     /// The configuration file as it is now, together with what was made by API.

@@ -8,7 +8,7 @@ use crate::operator::administration::Role;
 use crate::service::methods::METHODS;
 use crate::service::methods::tests::documented;
 use crate::test_support::Pki;
-use crate::{RoleMap, Target, TlsFiles, connect, v1};
+use crate::{FreshTls, RoleMap, Target, TlsFiles, connect, v1};
 
 /// The calls that change something, as the made-up daemon notes them.
 fn noted(call: &str, who: &str) -> Vec<String> {
@@ -214,6 +214,32 @@ async fn only_certificates_of_the_authority_get_in() {
         let trouble = trouble(tls, server_name).await;
         assert!(trouble.contains(expected), "{trouble}");
     }
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_is_for_whoever_comes_next() {
+    let served = Served::start();
+    let target = served.target("viewer");
+    let mut before = connect(&target).await.unwrap();
+    let other = Pki::named("renewed");
+    let fresh = FreshTls::read(&other.issue(&["sidecar.example"])).unwrap();
+    served.tls.replace(fresh);
+
+    before.get_status(v1::GetStatusRequest {}).await.unwrap();
+    let refused = words(&connect(&target).await.unwrap_err());
+    assert!(
+        refused.contains("not of the configured authority"),
+        "{refused}"
+    );
+    let renewed = Target::Tcp {
+        address: served.address().to_string(),
+        server_name: Some("sidecar.example".into()),
+        tls: other.issue(&["viewer.example"]),
+    };
+    let mut after = connect(&renewed).await.unwrap();
+    let status = after.get_status(v1::GetStatusRequest {}).await.unwrap();
+    assert_eq!(status.into_inner().role, "viewer");
     served.stop().await;
 }
 

@@ -40,7 +40,9 @@ use crate::service::server::Server;
 use crate::service::{Api, Snapshot, Source};
 use crate::test_support::Pki;
 use crate::tls::TlsFiles;
-use crate::{ApiSocket, Client, Health, RoleMap, Roles, SocketError, Target, TcpApi, connect, v1};
+use crate::{
+    ApiSocket, Client, Health, RoleMap, Roles, ServerTls, SocketError, Target, TcpApi, connect, v1,
+};
 
 /// Longer than anything here takes on a loaded machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -260,6 +262,7 @@ pub(super) struct Served {
     pub(super) roles: Roles,
     pub(super) health: Health,
     pub(super) events: EventLog,
+    pub(super) tls: ServerTls,
     connections: Arc<AtomicU32>,
     stop: Option<oneshot::Sender<()>>,
     server: JoinHandle<Result<(), SocketError>>,
@@ -272,7 +275,7 @@ impl Served {
         let socket = ApiSocket::bind(&folder.path().join("api.sock")).unwrap();
         let listen = ["127.0.0.1:0".parse().unwrap()];
         let tcp = TcpApi::bind(&listen, &pki.issue(&["sidecar.example"])).unwrap();
-        let address = tcp.addresses()[0];
+        let (address, tls) = (tcp.addresses()[0], tcp.tls());
         let daemon = Arc::new(Daemon::default());
         let roles = Roles::new(role_map());
         let (health, events) = (Health::new(), EventLog::new());
@@ -297,6 +300,7 @@ impl Served {
             roles,
             health,
             events,
+            tls,
             connections: Arc::default(),
             stop: Some(stop),
             server,

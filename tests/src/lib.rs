@@ -15,6 +15,7 @@
 pub mod attack;
 pub mod capture;
 pub mod daemon;
+pub mod doctor;
 pub mod netns;
 pub mod process;
 pub mod random;

@@ -6,7 +6,9 @@ use ao_tests::sidecar::{Key, Sidecar};
 use ao_tests::stream::{STEADY, Stream};
 use ao_tests::topology::Family;
 
-use crate::{Diagnosis, PEER, Patient, diagnose};
+use ao_tests::doctor::{Diagnosis, PEER, diagnose};
+
+use crate::Patient;
 
 use Implementation::{Bird, Frr};
 

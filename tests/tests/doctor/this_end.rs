@@ -4,18 +4,15 @@
 use std::time::{Duration, SystemTime};
 
 use ao_tests::daemon::{self, Daemon, Implementation, Speaker, wait_converged};
+use ao_tests::doctor::{Diagnosis, FIRST, PEER, diagnose, diagnose_from};
 use ao_tests::settings::{CONVERGENCE, SIDECAR_START};
 use ao_tests::sidecar::{Config, Expiry, Key, Lifetime, PeerConfig, Rollover, Sidecar, Terms};
 use ao_tests::topology::{Family, Lan};
 use ao_tests::wait;
-use serde_json::Value;
 
-use crate::{Diagnosis, PEER, Patient, diagnose, diagnose_from};
+use crate::Patient;
 
 use Implementation::Bird;
-
-/// What a sidecar with several peers calls the first.
-const FIRST: &str = "peer-0";
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -38,21 +35,6 @@ fn of_severity<'d>(diagnosis: &'d Diagnosis, severity: &'static str) -> Vec<&'d 
     findings
         .filter_map(|finding| finding["code"].as_str())
         .collect()
-}
-
-/// Asserts that the first finding is this problem of the one peer, and gives what was seen.
-#[track_caller]
-fn assert_first(diagnosis: &Diagnosis, code: &str) -> String {
-    let first = &diagnosis.findings[0];
-    let told = (&first["severity"], &first["code"], &first["peer"]);
-    let expected: [Value; 3] = ["problem".into(), code.into(), FIRST.into()];
-    assert_eq!(
-        told,
-        (&expected[0], &expected[1], &expected[2]),
-        "{diagnosis:#?}"
-    );
-    assert_eq!(diagnosis.exit_code, Some(4), "{diagnosis:#?}");
-    first["seen"].as_str().expect("what was seen").to_owned()
 }
 
 /// Asserts that there is this warning, and nothing worse or else.
@@ -151,7 +133,7 @@ fn a_chain_that_is_over() {
         &lan,
         chain(&lan, lifetime(now - 2 * HOUR, now - HOUR), "close"),
     );
-    assert_first(&diagnose(&sidecar, &[]), "chain-expired");
+    diagnose(&sidecar, &[]).assert_first("chain-expired");
 }
 
 #[test]
@@ -162,7 +144,7 @@ fn a_chain_that_has_not_begun() {
         &lan,
         chain(&lan, lifetime(now + HOUR, now + 2 * HOUR), "close"),
     );
-    assert_first(&diagnose(&sidecar, &[FIRST]), "chain-not-begun");
+    diagnose(&sidecar, &[FIRST]).assert_first("chain-not-begun");
 }
 
 #[test]
@@ -246,7 +228,7 @@ fn first_call_failed(sidecar: &Sidecar, code: &str) -> String {
             false => Ok(()),
         },
     );
-    assert_first(&diagnose(sidecar, &[FIRST]), code)
+    diagnose(sidecar, &[FIRST]).assert_first(code)
 }
 
 #[test]

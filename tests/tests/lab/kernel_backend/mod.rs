@@ -2,6 +2,7 @@
 
 mod backends_together;
 mod bad_input;
+mod doctor;
 mod restart;
 mod rollover;
 mod scale;

@@ -38,6 +38,10 @@ impl Protected {
         peers: impl IntoIterator<Item = &'a PeerSpec>,
     ) -> io::Result<()> {
         let text: String = peers.into_iter().map(line).collect();
+        // Other keys need no other note, so that a full disk is in nobody's way.
+        if fs::read_to_string(state_dir.join(NAME)).is_ok_and(|noted| noted == text) {
+            return Ok(());
+        }
         fs::create_dir_all(state_dir)?;
         let fresh = state_dir.join("protected-peers.new");
         let mut file = OpenOptions::new()
@@ -48,6 +52,14 @@ impl Protected {
             .open(&fresh)?;
         file.write_all(text.as_bytes())?;
         fs::rename(fresh, state_dir.join(NAME))
+    }
+
+    /// Notes nothing any more.
+    pub(crate) fn forget(state_dir: &Path) -> io::Result<()> {
+        match fs::remove_file(state_dir.join(NAME)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Who was covered.

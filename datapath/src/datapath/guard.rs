@@ -5,11 +5,12 @@ use std::sync::Arc;
 use ao_sys::links::Links;
 
 use super::served::served;
-use super::{StartError, active_sessions, check_privileges, note_protected, ruleset};
+use super::{StartError, active_sessions, check_privileges, note_both, note_protected, ruleset};
 use crate::choice::{Abilities, Decision};
 use crate::firewall::Firewall;
 use crate::lock::NamespaceLock;
 use crate::policy;
+use crate::protected::Protected;
 use crate::settings::{Backend, Choice, PeerSpec, Settings};
 
 /// Installs the guard alone: configured peers are blocked until a sidecar runs.
@@ -21,6 +22,8 @@ pub fn install_guard(settings: &Settings) -> Result<(), StartError> {
     let _lock = NamespaceLock::acquire()?;
     let decisions = guard_decisions(settings)?;
     let ruleset = ruleset(settings, &served(&settings.peers, decisions))?;
+    let noted = Protected::load(&settings.state_dir);
+    note_both(settings, &noted, &settings.peers);
     Firewall::probe()?.install_guard(&ruleset)?;
     note_protected(settings, &settings.peers);
     Ok(())

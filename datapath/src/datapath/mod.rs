@@ -132,17 +132,13 @@ impl Datapath {
             covered.is_some_and(|covered| covered.covers(found.socket.local, found.socket.remote))
         };
         let mut found = unprotected()?;
-        found.retain(|found| !was_guarded(found));
+        found.retain(|found| !was_guarded(found) && is_somebodys(found));
         if !found.is_empty() && !settings.replace_sessions {
             return Err(refusal(&found, &specs, covered));
         }
 
-        // A session that the rules block already must not be taken, after a kill in the midst of
-        // this, for one that nobody has protected yet.
-        note_protected(&settings, noted.peers().iter().chain(&specs));
-        firewall
-            .install(&ruleset)
-            .inspect_err(|_| note_protected(&settings, noted.peers()))?;
+        note_both(&settings, &noted, &specs);
+        firewall.install(&ruleset)?;
         note_protected(&settings, &specs);
         // Looked at again: what came up since the first look was not signed, either, as no backend
         // serves yet.
@@ -324,7 +320,27 @@ fn refusal(found: &[PeerSocket], specs: &[PeerSpec], covered: Option<&Protected>
     }
 }
 
-/// Without the note a later start may refuse where it could close a session: no reason to stop.
+/// Whether a program has the socket. One that nobody has accepted yet, or that its program has
+/// closed, is no session that anybody would miss.
+fn is_somebodys(found: &PeerSocket) -> bool {
+    found.socket.inode != 0
+}
+
+/// Notes, before the rules change, who was covered and who will be: whatever comes of the change, or
+/// of us in the midst of it, whoever is blocked or protected then must not be taken for somebody
+/// whom nobody has protected yet. With no note at all, nobody is.
+fn note_both(settings: &Settings, former: &Protected, fresh: &[PeerSpec]) {
+    let peers = former.peers().iter().chain(fresh);
+    if let Err(error) = Protected::save(&settings.state_dir, peers) {
+        tracing::warn!(%error, "cannot note which peers are covered");
+        if let Err(error) = Protected::forget(&settings.state_dir) {
+            tracing::warn!(%error, "cannot remove the note which peers were covered");
+        }
+    }
+}
+
+/// Notes who is covered. With the note of more peers that there is a later start may close a session
+/// where it would have to refuse: no reason to stop.
 fn note_protected<'a>(settings: &Settings, peers: impl IntoIterator<Item = &'a PeerSpec>) {
     if let Err(error) = Protected::save(&settings.state_dir, peers) {
         tracing::warn!(%error, "cannot note which peers are covered");

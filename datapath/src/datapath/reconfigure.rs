@@ -12,13 +12,14 @@ use ao_sys::links::Links;
 
 use super::served::{Served, backends, engine_policy, kernel_target, needs_queues};
 use super::{
-    Datapath, ReloadError, Running, State, active_sessions, is_unprotected, note_protected, queues,
-    ruleset,
+    Datapath, ReloadError, Running, State, active_sessions, is_somebodys, is_unprotected,
+    note_protected, queues, ruleset,
 };
 use crate::choice::{self, Circumstances, Decision};
 use crate::firewall::Ruleset;
 use crate::kernel::Target;
 use crate::policy;
+use crate::protected::Protected;
 use crate::settings::{Backend, PeerSpec};
 use crate::sockets::{self, PeerSocket};
 use crate::userspace::{BoundQueues, Prepared};
@@ -188,7 +189,7 @@ impl Plan {
         replace_sessions: bool,
     ) -> Result<(), ReloadError> {
         let unprotected = self.unprotected(running)?;
-        if unprotected.is_empty() || replace_sessions {
+        if replace_sessions || !unprotected.iter().any(is_somebodys) {
             return Ok(());
         }
         let name = |found: &PeerSocket| {
@@ -196,7 +197,11 @@ impl Plan {
             format!("{session} of peer {:?}", found.peer)
         };
         Err(ReloadError::UnprotectedSessions(
-            unprotected.iter().map(name).collect(),
+            unprotected
+                .iter()
+                .filter(|found| is_somebodys(found))
+                .map(name)
+                .collect(),
         ))
     }
 
@@ -281,15 +286,11 @@ impl Running {
         self.need_userspace(plan)?;
         let kernel = self.kernel.get();
         let former_target = kernel.map(|kernel| kernel.target());
-        // A session that the rules block already must not be taken, after a kill in the midst of
-        // this, for one that nobody has protected yet.
-        note_protected(
-            &self.settings,
-            plan.former.specs().chain(plan.fresh.specs()),
-        );
-        self.firewall
-            .replace(&plan.between)
-            .inspect_err(|_| note_protected(&self.settings, plan.former.specs()))?;
+        // As for a start; but a start must protect, and this may as well be refused.
+        let both = plan.former.specs().chain(plan.fresh.specs());
+        Protected::save(&self.settings.state_dir, both)
+            .map_err(|e| ReloadError::Io("the note which peers are covered", e))?;
+        self.firewall.replace(&plan.between)?;
         let Plan {
             former,
             fresh,
@@ -364,9 +365,11 @@ impl Running {
     fn restore_rules(&self, former: &State) {
         let restored = ruleset(&self.settings, &former.peers)
             .and_then(|ruleset| self.firewall.replace(&ruleset));
-        if let Err(error) = restored {
-            tracing::error!(%error, "rules of peers that were refused stay: they are blocked");
+        match restored {
+            Ok(()) => note_protected(&self.settings, former.specs()),
+            Err(error) => {
+                tracing::error!(%error, "rules of peers that were refused stay: they are blocked");
+            }
         }
-        note_protected(&self.settings, former.specs());
     }
 }

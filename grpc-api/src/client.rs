@@ -79,20 +79,29 @@ pub enum ConnectError {
 /// # Errors
 /// When nothing listens there, or it may not be used.
 pub async fn connect(target: &Target) -> Result<Client, ConnectError> {
-    connect_for(target, PATIENCE).await
+    connect_for(target, PATIENCE, PATIENCE).await
 }
 
-/// The same for calls that may take as long as `answer`. Streams may last longer.
+/// The same, waiting for so long to be connected, and for calls that may take as long as `answer`.
+/// Streams may last longer.
 ///
 /// # Errors
 /// When nothing listens there, or it may not be used.
-pub async fn connect_for(target: &Target, answer: Duration) -> Result<Client, ConnectError> {
-    let channel = channel(target, answer).await?;
+pub async fn connect_for(
+    target: &Target,
+    connected: Duration,
+    answer: Duration,
+) -> Result<Client, ConnectError> {
+    let channel = channel(target, connected, answer).await?;
     Ok(OperatorServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER))
 }
 
-pub(crate) async fn channel(target: &Target, answer: Duration) -> Result<Channel, ConnectError> {
-    let patient = |endpoint: Endpoint| endpoint.connect_timeout(PATIENCE).timeout(answer);
+pub(crate) async fn channel(
+    target: &Target,
+    connected: Duration,
+    answer: Duration,
+) -> Result<Channel, ConnectError> {
+    let patient = |endpoint: Endpoint| endpoint.connect_timeout(connected).timeout(answer);
     match target {
         Target::Unix(socket) => {
             let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display()))?;

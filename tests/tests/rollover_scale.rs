@@ -114,7 +114,7 @@ impl Operator {
             .expect("a runtime");
         // A thousand calls at once wait for one another.
         let target = sidecar.socket().as_path().into();
-        let client = runtime.block_on(grpc_api::connect_for(&target, CHANGE));
+        let client = runtime.block_on(grpc_api::connect_for(&target, CHANGE, CHANGE));
         Self {
             client: client.expect("the sidecar's API"),
             runtime,

@@ -18,7 +18,7 @@ use crate::config::DEFAULT_API_SOCKET;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sidecar {
     target: Target,
-    /// How long to wait for an answer, whatever is asked.
+    /// How long to wait to be connected, and for an answer, whatever is asked.
     timeout: Option<Duration>,
 }
 
@@ -66,7 +66,8 @@ impl Sidecar {
         usual: Duration,
     ) -> Result<Client, ClientError> {
         let answer = work.saturating_add(self.timeout.unwrap_or(usual));
-        let connected = grpc_api::connect_for(&self.target, answer).await;
+        let patience = self.timeout.unwrap_or(super::PATIENCE);
+        let connected = grpc_api::connect_for(&self.target, patience, answer).await;
         connected.map_err(|error| match error {
             ConnectError::Transport(error) => self.unreachable(self.trouble(&error)),
             wrong => ClientError::Unusable(wrong.to_string()),

@@ -509,5 +509,7 @@ pub(super) async fn call(channel: Channel, name: &str, octets: Vec<u8>) -> (Code
 
 /// A channel over TCP.
 pub(super) async fn channel(target: &Target) -> Channel {
-    crate::client::channel(target, PATIENCE).await.unwrap()
+    crate::client::channel(target, PATIENCE, PATIENCE)
+        .await
+        .unwrap()
 }

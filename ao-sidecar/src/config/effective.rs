@@ -40,6 +40,7 @@ impl Config {
             chains: _,
             peers,
             // These are of no effect.
+            left_out: _,
             warnings: _,
             source: _,
             files: _,

@@ -135,6 +135,8 @@ pub struct Config {
     pub chains: Vec<Chain>,
     /// Peers, in the order of the file, then those made by API. At least one.
     pub peers: Vec<Peer>,
+    /// Peers that it has as well, and that are not to be served: see [`Config::leave_out`].
+    pub left_out: Vec<Peer>,
     /// What is doubtful about it, and did not keep it from being read.
     pub warnings: Vec<Problem>,
     /// What it was read from.
@@ -246,6 +248,13 @@ impl Config {
             api_socket: self.api_socket.clone(),
             ..fresh
         })
+    }
+
+    /// Leaves out the peers that `is_out` tells by name. Keys that are stored for them are not
+    /// touched, unlike those of peers that it does not have.
+    pub fn leave_out(&mut self, is_out: impl Fn(&Arc<str>) -> bool) {
+        let out = self.peers.extract_if(.., |peer| is_out(&peer.spec.name));
+        self.left_out.extend(out);
     }
 
     /// The file it was read from.
@@ -424,6 +433,7 @@ impl<'r> Reading<'r, '_> {
             sealing_key_file: rollover::sealing_key_file(root, files),
             chains: chains.into_iter().filter_map(|named| named.chain).collect(),
             peers,
+            left_out: Vec::new(),
             warnings: Vec::new(),
             files: Files::of(&source.file),
             source,

@@ -17,7 +17,7 @@ pub(super) struct Watched {
     restored: Growth,
     /// Why the last line was not written to the audit log.
     audit_failure: Option<String>,
-    /// What of the configuration is not in use.
+    /// What of the configuration is not in use, until one is taken over whole.
     left_out: Vec<Alarm>,
     /// By what waits for it: what is not as it should be yet.
     missing: BTreeMap<&'static str, String>,
@@ -54,11 +54,6 @@ impl Watched {
     /// What of the configuration is not in use.
     pub(super) fn note_left_out(&mut self, alarms: Vec<Alarm>) {
         self.left_out = alarms;
-    }
-
-    /// Forgets what has come into use, which `is_in` tells by the alarm's peer.
-    pub(super) fn forget_left_out(&mut self, is_in: impl Fn(Option<&Arc<str>>) -> bool) {
-        self.left_out.retain(|alarm| !is_in(alarm.peer.as_ref()));
     }
 
     /// Why something is not there yet; nothing when it is. Tells whether that is news.

@@ -10,12 +10,12 @@ use datapath::{Datapath, Reconfigured};
 use grpc_api::TlsError;
 use grpc_api::operator::administration::{ChangeKind, Changed, ConfigChange};
 use grpc_api::operator::{ControlError, administration};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::roles::{self, RolesError};
 use super::sidecar::{Running, Sidecar};
 use crate::changes::{ChangesError, Staged};
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, Peer};
 use crate::keys::{KeysError, WallClock, Wanted};
 use crate::logging;
 
@@ -62,6 +62,16 @@ pub(super) enum ApplyError {
     Stopping,
 }
 
+/// Why another configuration takes over.
+enum Cause {
+    /// The file is read again; with it the time is taken over, and what the API over TCP shows.
+    Reload,
+    /// A change by API.
+    Change(Staged),
+    /// A peer that the start has left out can be served.
+    TakenIn,
+}
+
 impl From<ApplyError> for ControlError {
     fn from(error: ApplyError) -> Self {
         match error {
@@ -75,7 +85,32 @@ impl From<ApplyError> for ControlError {
 impl Sidecar {
     /// Reads the configuration file again and takes it over. Blocks; for who has the turn.
     pub(super) fn reload(&self, replace_sessions: bool) -> Result<Changed, ApplyError> {
-        self.apply(self.load()?, None, replace_sessions)
+        self.apply(self.load()?, Cause::Reload, replace_sessions)
+    }
+
+    /// Takes in the peers that the start has left out and that have no unprotected session any more.
+    /// Blocks; for who has the turn.
+    pub(super) fn take_in_left_out(&self) {
+        let left_out = self.running();
+        for Peer { spec, .. } in &left_out.config.left_out {
+            if let Err(refused) = self.take_in(&spec.name) {
+                debug!(peer = %spec.name, "still left out: {refused}");
+            }
+        }
+    }
+
+    fn take_in(&self, name: &Arc<str>) -> Result<(), ApplyError> {
+        let running = self.running();
+        let mut fresh = running.config.with(&self.changes.overlay())?;
+        fresh.leave_out(|peer| peer != name && running.has_left_out(peer));
+        // A look that costs little, for it is made again and again.
+        let specs: Vec<_> = fresh.peers.iter().map(|peer| peer.spec.clone()).collect();
+        let names = specs.iter().map(|spec| Arc::clone(&spec.name)).collect();
+        let free = self
+            .datapath
+            .with(|datapath| datapath.check(&specs, &names, false));
+        free.ok_or(ApplyError::Stopping)??;
+        self.apply(fresh, Cause::TakenIn, false).map(drop)
     }
 
     /// Makes a change by API. Blocks; for who has the turn.
@@ -88,24 +123,29 @@ impl Sidecar {
                 ..
             }
         );
+        let about = match &change {
+            Change::PutPeer { peer, .. } => Some(peer.name.clone()),
+            _ => None,
+        };
         let running = self.running();
         let staged = self.changes.stage(change, &running.config)?;
-        let fresh = running.config.with(staged.overlay())?;
-        self.apply(fresh, Some(staged), replace_sessions)
+        let mut fresh = running.config.with(staged.overlay())?;
+        // Who is left out has to do only with a change of its own.
+        fresh.leave_out(|peer| running.has_left_out(peer) && about.as_deref() != Some(&**peer));
+        self.apply(fresh, Cause::Change(staged), replace_sessions)
     }
 
     fn apply(
         &self,
         fresh: Config,
-        staged: Option<Staged>,
+        cause: Cause,
         replace_sessions: bool,
     ) -> Result<Changed, ApplyError> {
         let running = self.running();
-        let is_reload = staged.is_none();
-        let now = match staged {
-            // A reload takes over the time, too.
-            None => SystemTime::now(),
-            Some(_) => self.control().chains_now(),
+        // Who changes one thing by API has not said that the time of all chains is right.
+        let (now, wall_clock) = match cause {
+            Cause::Reload => (SystemTime::now(), WallClock::Believed),
+            Cause::Change(_) | Cause::TakenIn => (self.control().chains_now(), WallClock::AsBefore),
         };
         let changes = config::diff(&running.config, &fresh, now);
         let restart = changes.iter().filter(|change| change.needs_restart);
@@ -114,15 +154,14 @@ impl Sidecar {
             return Err(ApplyError::NeedsRestart(restart));
         }
         let roles = roles::of(&fresh.api)?;
-        let tls = match is_reload {
-            true => self.fresh_api_tls(&fresh.api)?,
-            false => None,
+        let tls = match cause {
+            Cause::Reload => self.fresh_api_tls(&fresh.api)?,
+            Cause::Change(_) | Cause::TakenIn => None,
         };
         let prepared = self.keys.prepare(&fresh)?;
-        // Who changes one thing by API has not said that the time of all chains is right.
-        let wall_clock = match staged {
-            None => WallClock::Believed,
-            Some(_) => WallClock::AsBefore,
+        let staged = match cause {
+            Cause::Change(staged) => Some(staged),
+            Cause::Reload | Cause::TakenIn => None,
         };
         let take_over = |wanted: &Wanted| {
             let reconfigured = self
@@ -142,11 +181,9 @@ impl Sidecar {
             changes,
             warnings: fresh.warnings.iter().map(ToString::to_string).collect(),
         };
-        let is_in = |name: &Arc<str>| fresh.peers.iter().any(|peer| peer.spec.name == *name);
-        // A reload is whole, and so is what was made by API.
-        self.watched()
-            .forget_left_out(|peer| is_reload || peer.is_none_or(is_in));
         self.set_running(Running::new(fresh, &self.changes.overlay()));
+        // What was made by API is in whole.
+        self.watched().note_left_out(Vec::new());
         log(&changed, done);
         Ok(changed)
     }

@@ -230,6 +230,7 @@ async fn supervise(
 
     // What these need may be missing at boot, which is no reason not to protect.
     tokio::spawn(find_groups(Arc::clone(&sidecar)));
+    tokio::spawn(take_in_left_out(Arc::clone(&sidecar)));
     if let Some(address) = metrics {
         let (sidecar, events, stop) = (Arc::clone(&sidecar), events.clone(), stop.clone());
         tokio::spawn(serve_metrics(sidecar, address, events, stop));
@@ -324,6 +325,21 @@ async fn find_groups(sidecar: Arc<Sidecar>) {
         }
         drop(turn);
         sleep(RETRY).await;
+    }
+}
+
+/// Protects the peers that the start has left out, as soon as their unprotected sessions have ended.
+async fn take_in_left_out(sidecar: Arc<Sidecar>) {
+    while !sidecar.running().config.left_out.is_empty() {
+        sleep(RETRY).await;
+        let _turn = Arc::clone(&sidecar.turn).lock_owned().await;
+        let asked = Arc::clone(&sidecar);
+        if spawn_blocking(move || asked.take_in_left_out())
+            .await
+            .is_err()
+        {
+            return;
+        }
     }
 }
 

@@ -57,6 +57,12 @@ impl Running {
             api_made: made.names(),
         }
     }
+
+    /// Whether this peer is left out.
+    pub(super) fn has_left_out(&self, name: &Arc<str>) -> bool {
+        let mut left_out = self.config.left_out.iter();
+        left_out.any(|peer| peer.spec.name == *name)
+    }
 }
 
 impl Sidecar {
@@ -71,13 +77,12 @@ impl Sidecar {
             mut config,
             made,
             left_out,
-            blocked,
+            mut blocked,
         } = fitting;
         let roles = Roles::new(roles::known(&config.api).0);
         note_unused_store(&config);
         let datapath = Arc::new(SharedDatapath::default());
         let keys = Keys::new(&datapath, events)?;
-        let mut alarms: Vec<Alarm> = left_out.into_iter().map(alarm).collect();
         while let Err(refused) = start_datapath(
             &datapath,
             &keys,
@@ -86,10 +91,13 @@ impl Sidecar {
             options.replace_sessions,
         ) {
             // Whoever was protected does not wait for those that were not.
-            alarms.extend(leave_out_newcomers(&mut config, refused)?);
+            leave_out_newcomers(&mut config, &mut blocked, refused)?;
+        }
+        for Peer { spec, .. } in &config.left_out {
+            error!(peer = %spec.name, "{LEFT_OUT}");
         }
         let mut watched = Watched::default();
-        watched.note_left_out(alarms);
+        watched.note_left_out(left_out.into_iter().map(alarm).collect());
         Ok(Self {
             started: Instant::now(),
             audit: AuditLog::new(&config.state_dir),
@@ -225,6 +233,10 @@ impl Source for Sidecar {
         let running = self.running();
         let mut alarms = self.watched().alarms(&report, Instant::now());
         alarms.extend(self.keys.alarms());
+        alarms.extend(running.config.left_out.iter().map(|peer| Alarm {
+            peer: Some(Arc::clone(&peer.spec.name)),
+            text: LEFT_OUT.to_owned(),
+        }));
         Some(Snapshot {
             version: VERSION,
             uptime: self.started.elapsed(),
@@ -259,34 +271,33 @@ fn start_datapath(
     })
 }
 
+/// What is said of a peer that a start has left out.
+const LEFT_OUT: &str = "not protected: it is left out, as a session with it was alive and unprotected \
+                        when the sidecar started. It is taken in when that has ended; aoctl config \
+                        reload --replace-sessions closes it at once";
+
 /// Leaves out the peers that the start was `refused` for and nobody would miss: they have come to
 /// the configuration while the sidecar was down, or were refused there, and a session of theirs is
 /// alive and unprotected.
 fn leave_out_newcomers(
     config: &mut Config,
+    blocked: &mut Vec<PeerSpec>,
     refused: DaemonError,
-) -> Result<Vec<Alarm>, DaemonError> {
-    let DaemonError::Start(StartError::UnprotectedSessions {
-        sessions,
-        newcomers,
-    }) = &refused
-    else {
+) -> Result<(), DaemonError> {
+    let DaemonError::Start(StartError::UnprotectedSessions { newcomers, .. }) = &refused else {
         return Err(refused);
     };
-    let stays = |peer: &Peer| !newcomers.contains(&peer.spec.name);
-    if newcomers.is_empty() || !config.peers.iter().any(stays) {
-        return Err(refused);
+    let is_new = |name: &Arc<str>| newcomers.contains(name);
+    let before = config.peers.len() + blocked.len();
+    let stays = config.peers.iter().any(|peer| !is_new(&peer.spec.name));
+    if stays {
+        config.leave_out(is_new);
+        blocked.retain(|spec| !is_new(&spec.name));
     }
-    config.peers.retain(stays);
-    let text = "not protected: it is left out, as a session with it was alive and unprotected when \
-                the sidecar started; aoctl config reload --replace-sessions closes that and \
-                protects the peer";
-    error!(peers = ?newcomers, sessions = ?sessions, "{text}");
-    let alarm = |name: &Arc<str>| Alarm {
-        peer: Some(Arc::clone(name)),
-        text: text.to_owned(),
-    };
-    Ok(newcomers.iter().map(alarm).collect())
+    match config.peers.len() + blocked.len() < before {
+        true => Ok(()),
+        false => Err(refused),
+    }
 }
 
 /// What the API tells of a peer beside the datapath's report.
@@ -307,7 +318,9 @@ fn alarm(left_out: LeftOut) -> Alarm {
     let LeftOut { what, why } = left_out;
     Alarm {
         peer: None,
-        text: format!("{what} is left out, and blocked if it is a peer: {why}"),
+        text: format!(
+            "{what} is left out, and blocked if it is a peer without an unprotected session: {why}"
+        ),
     }
 }
 
@@ -318,5 +331,66 @@ fn backends(report: &Report) -> &'static str {
         (true, true) => "kernel and userspace",
         (true, false) => "kernel",
         (false, _) => "userspace",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHAIN: &str = "[[key_chain]]\nname = \"c\"\n[[key_chain.key]]\nsend_id = 1\nrecv_id = 1\n\
+                         algorithm = \"hmac-sha-1-96\"\nsecret = \"of the tests\"\n";
+
+    fn config(peers: &[&str]) -> Config {
+        let peer = |(name, last): (&&str, u8)| {
+            format!(
+                "[[peer]]\nname = \"{name}\"\naddress = \"192.0.2.{last}\"\nkey_chain = \"c\"\n"
+            )
+        };
+        let peers: String = peers.iter().zip(1..).map(peer).collect();
+        let text = CHAIN.to_owned() + &peers;
+        Config::load_text(&text, Path::new("/etc/ao.toml"), &Overlay::default()).unwrap()
+    }
+
+    fn names<'p>(specs: impl Iterator<Item = &'p PeerSpec>) -> Vec<&'p str> {
+        specs.map(|spec| &*spec.name).collect()
+    }
+
+    #[test]
+    fn newcomers_are_left_out_as_long_as_that_makes_a_difference() {
+        let mut config = config(&["one", "two", "three"]);
+        let mut blocked = vec![PeerSpec {
+            name: "four".into(),
+            ..config.peers[0].spec.clone()
+        }];
+        let mut leave_out = |newcomers: &[&str]| {
+            let refused = StartError::UnprotectedSessions {
+                sessions: Vec::new(),
+                newcomers: newcomers.iter().map(|&name| name.into()).collect(),
+            };
+            let done = leave_out_newcomers(&mut config, &mut blocked, refused.into()).is_ok();
+            let peers = config.peers.iter().map(|peer| &peer.spec);
+            let left_out = config.left_out.iter().map(|peer| &peer.spec);
+            let [peers, left_out, blocked] =
+                [names(peers), names(left_out), names(blocked.iter())].map(|names| names.join(" "));
+            (done, peers, left_out, blocked)
+        };
+        let told = |done, peers: &str, left_out: &str, blocked: &str| {
+            (
+                done,
+                peers.to_owned(),
+                left_out.to_owned(),
+                blocked.to_owned(),
+            )
+        };
+        assert_eq!(leave_out(&[]), told(false, "one two three", "", "four"));
+        assert_eq!(leave_out(&["two"]), told(true, "one three", "two", "four"));
+        assert_eq!(leave_out(&["two"]), told(false, "one three", "two", "four"));
+        assert_eq!(leave_out(&["four"]), told(true, "one three", "two", ""));
+        // Somebody has to be served.
+        assert_eq!(
+            leave_out(&["one", "three"]),
+            told(false, "one three", "two", "")
+        );
     }
 }

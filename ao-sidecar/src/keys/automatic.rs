@@ -5,7 +5,7 @@
 //! configuration is [prepared](Automatic::prepare), which may fail and changes nothing, and then
 //! [carried out](Automatic::carry_out), which cannot fail.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -59,6 +59,8 @@ pub(super) struct Prepared {
     directory: Directory,
     plan: Plan,
     release: oneshot::Sender<(Plan, Reply<()>)>,
+    /// Peers that may be begun later, with what the store has of them.
+    left_out: HashSet<Arc<str>>,
     /// Peers that are begun, with the keys they begin with.
     pub(super) begun: HashMap<Arc<str>, Vec<Arc<Mkt>>>,
 }
@@ -159,10 +161,11 @@ impl Automatic {
                 course,
             });
         }
+        let left_out: HashSet<_> = config.left_out.iter().map(|peer| &peer.spec.name).collect();
         let gone = self
             .stored
             .keys()
-            .filter(|name| !directory.contains_key(*name));
+            .filter(|name| !directory.contains_key(*name) && !left_out.contains(name));
         let plan = Plan {
             peers: planned,
             gone: gone.cloned().collect(),
@@ -172,6 +175,7 @@ impl Automatic {
             directory,
             plan,
             release,
+            left_out: left_out.into_iter().cloned().collect(),
             begun,
         })
     }
@@ -197,6 +201,7 @@ impl Automatic {
             directory,
             plan,
             release,
+            left_out,
             ..
         } = prepared;
         // Who is not trusted any more is turned away first, and who is trusted from now on is let
@@ -207,7 +212,7 @@ impl Automatic {
         let _ = release.send((plan, done));
         let answered = self.runtime.block_on(timeout(PATIENCE, answer));
         self.peering.admit();
-        self.stored.clear();
+        self.stored.retain(|name, _| left_out.contains(name));
         matches!(answered, Ok(Ok(Ok(()))))
     }
 }
@@ -287,4 +292,63 @@ fn look_every<'c>(all: impl Iterator<Item = &'c RolloverConfig>) -> Duration {
     let shortest = all.map(|rollover| rollover.interval).min();
     let shortest = shortest.unwrap_or(Duration::MAX);
     (shortest / 5).clamp(Duration::from_secs(1), Duration::from_secs(30))
+}
+
+#[cfg(test)]
+mod tests {
+    use grpc_api::operator::EventLog;
+    use keymgr::store::Entry;
+
+    use super::*;
+    use crate::config::Overlay;
+
+    fn peer(name: &str, address: &str) -> String {
+        let fingerprint = "00112233445566778899aabbccddeeff".repeat(2);
+        format!(
+            "[[peer]]\nname = \"{name}\"\naddress = \"{address}\"\n[peer.rollover]\n\
+             endpoint = \"{address}:7179\"\nfingerprint = \"sha256:{fingerprint}\"\nlabel = \"{name}\"\n"
+        )
+    }
+
+    #[test]
+    fn what_is_stored_for_a_peer_that_is_left_out_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!(
+            "state_dir = {:?}\n[peering]\nlisten = []\n{}{}",
+            folder.path(),
+            peer("in", "192.0.2.1"),
+            peer("out", "192.0.2.2")
+        );
+        let file = folder.path().join("c.toml");
+        let mut config = Config::load_text(&text, &file, &Overlay::default()).unwrap();
+        let open = || {
+            let sealing_key = SealingKey::load(folder.path(), None).unwrap();
+            Store::open(&folder.path().join(store::FILE_NAME), &sealing_key).unwrap()
+        };
+        let meta = Record::default().to_meta();
+        let entry = |peer| Entry {
+            peer,
+            meta: &meta,
+            secrets: Vec::new(),
+        };
+        open().save(&["in", "out", "gone"].map(entry)).unwrap();
+
+        config.leave_out(|name| &**name == "out");
+        let events = Events(EventLog::new());
+        let mut automatic =
+            Automatic::start(&config, &Arc::default(), &events, &Alarms::default()).unwrap();
+        // As on a thread of the daemon's.
+        let runtime = automatic.runtime.clone();
+        let inside = runtime.enter();
+        let prepared = automatic.prepare(&config).unwrap();
+        assert!(automatic.carry_out(prepared));
+        let still: Vec<_> = automatic.stored.keys().map(|name| &**name).collect();
+        assert_eq!(still, ["out"]);
+        drop(inside);
+        drop(automatic);
+        let stored = open().load().unwrap();
+        let mut names: Vec<_> = stored.into_iter().map(|stored| stored.peer).collect();
+        names.sort();
+        assert_eq!(names, ["in", "out"]);
+    }
 }

@@ -20,6 +20,7 @@ fn everything(config: &Config) -> String {
         sealing_key_file,
         chains,
         peers,
+        left_out: _,
         warnings: _,
         source: _,
         files: _,

@@ -2,6 +2,7 @@
 //! be unprotected, one of a peer added since can. And the guard can cover them again when it is not
 //! to be had from elsewhere who they are.
 
+use std::collections::HashSet;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -37,7 +38,9 @@ impl Protected {
         state_dir: &Path,
         peers: impl IntoIterator<Item = &'a PeerSpec>,
     ) -> io::Result<()> {
-        let text: String = peers.into_iter().map(line).collect();
+        let mut written = HashSet::new();
+        let lines = peers.into_iter().map(line);
+        let text: String = lines.filter(|line| written.insert(line.clone())).collect();
         // Other keys need no other note, so that a full disk is in nobody's way.
         if fs::read_to_string(state_dir.join(NAME)).is_ok_and(|noted| noted == text) {
             return Ok(());
@@ -189,7 +192,8 @@ mod tests {
         let peers = covered_last(directory.path());
         assert_eq!(peers[1].interface.as_deref(), Some("eth0"));
         assert_eq!(peers[2].local, Some("10.0.1.2".parse().unwrap()));
-        Protected::save(directory.path(), &peers).unwrap();
+        // Nobody is noted twice.
+        Protected::save(directory.path(), peers.iter().chain(&peers)).unwrap();
         let again = fs::read_to_string(directory.path().join(NAME)).unwrap();
         assert_eq!(again, noted);
     }

@@ -77,7 +77,9 @@ fn main() -> ExitCode {
             replace_sessions,
         }),
         Command::Check { config } => check(&config),
-        Command::Guard(GuardAction::Install { config }) => install_guard(&config),
+        Command::Guard(GuardAction::Install { config, state_dir }) => {
+            install_guard(&config, state_dir.as_deref())
+        }
         Command::Guard(GuardAction::Remove { .. }) => daemon::remove_guard(),
     };
     match done {
@@ -103,8 +105,8 @@ fn fail(prefix: &str, error: &dyn std::error::Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn install_guard(file: &Path) -> Result<(), DaemonError> {
-    if let Some(doubts) = daemon::install_guard(file)? {
+fn install_guard(file: &Path, state_dir: Option<&Path>) -> Result<(), DaemonError> {
+    if let Some(doubts) = daemon::install_guard(file, state_dir)? {
         let text = "the guard is installed for all other peers and those that were covered last";
         let _ = writeln!(io::stderr(), "{doubts}\n{text}");
     }

@@ -294,7 +294,7 @@ impl Stage<'_> {
 
     /// The line of the file that a peer is in.
     fn peer_in_file(&self, name: &str) -> Option<u32> {
-        let mut peers = self.running.peers.iter();
+        let mut peers = self.running.peers.iter().chain(&self.running.left_out);
         let peer = peers.find(|peer| *peer.spec.name == *name);
         line_of(peer.map(|peer| peer.origin))
     }

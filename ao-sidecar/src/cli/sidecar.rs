@@ -125,6 +125,9 @@ pub enum GuardAction {
         /// The configuration
         #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
         config: PathBuf,
+        /// Folder with what the sidecar covered last, instead of the configured one
+        #[arg(long, value_name = "DIRECTORY")]
+        state_dir: Option<PathBuf>,
     },
     /// Take them away, and those a stopped daemon left: peers are unprotected from then on
     ///

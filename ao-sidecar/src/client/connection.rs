@@ -10,7 +10,7 @@ use grpc_api::{Client, ConnectError, Target, TlsFiles};
 use tonic::{Code, Status};
 
 use super::ClientError;
-use super::table::printable;
+use super::table::printable_lines;
 use crate::cli::aoctl::{Global, patience};
 use crate::config::DEFAULT_API_SOCKET;
 
@@ -115,7 +115,8 @@ impl Sidecar {
         // Where the system said why it broke, that is all there is to say.
         let message = match io_error(status).filter(|_| broken) {
             Some(cause) => cause.to_string(),
-            None => printable(status.message()).into_owned(),
+            // What is wrong with a configuration is a line each.
+            None => printable_lines(status.message()),
         };
         match (broken || unreachable, status.code()) {
             (true, _) => self.unreachable(message),

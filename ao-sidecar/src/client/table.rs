@@ -13,6 +13,12 @@ pub(super) fn printable(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// The same for a text of several lines.
+pub(super) fn printable_lines(text: &str) -> String {
+    let lines: Vec<_> = text.lines().map(printable).collect();
+    lines.join("\n")
+}
+
 /// The text, cut where it would make a table unreadable.
 pub(super) fn shortened(text: &str) -> Cow<'_, str> {
     const LONGEST: usize = 200;

@@ -27,9 +27,10 @@ pub struct Guarded {
 
 impl Guarded {
     /// The peers of `file` as far as it can be read. If not all of it can, or something may have
-    /// been made by API, also those that the rules covered last.
+    /// been made by API, also those that the rules covered last. `state_dir` replaces the one that
+    /// is configured.
     #[must_use]
-    pub fn read(file: &Path) -> Self {
+    pub fn read(file: &Path, state_dir: Option<&Path>) -> Self {
         let (text, unread) = match read(file) {
             Ok((text, _)) => (text, None),
             Err(error) => {
@@ -46,7 +47,8 @@ impl Guarded {
         }
         let mut root = Section::new(&ROOT, table.into_inner(), 0..0, &problems);
         let datapath = super::datapath(&root).unwrap_or_default();
-        let state_dir = absolute(&root, "state_dir", DEFAULT_STATE_DIR);
+        let configured = absolute(&root, "state_dir", DEFAULT_STATE_DIR);
+        let state_dir = state_dir.map_or(configured, Path::to_owned);
         let userspace = userspace(root.table("userspace", &USERSPACE));
         let sections = root.tables("peer", &peer::PEER);
         let mut peers = Vec::new();
@@ -119,7 +121,7 @@ mod tests {
         if made_by_api {
             fs::write(folder.path().join(CHANGES_FILE_NAME), "sealed").unwrap();
         }
-        let Guarded { settings, doubts } = Guarded::read(&file);
+        let Guarded { settings, doubts } = Guarded::read(&file, None);
         let words = |peer: &PeerSpec| {
             format!(
                 "{} {}-{}",
@@ -187,7 +189,7 @@ mod tests {
         let (covered, doubts) = read("", "", false);
         assert!(covered.is_empty());
         assert!(doubts.contains("no [[peer]]"), "{doubts}");
-        let missing = Guarded::read(Path::new("/nonexistent/c.toml"));
+        let missing = Guarded::read(Path::new("/nonexistent/c.toml"), None);
         let doubts = missing.doubts.unwrap().to_string();
         assert!(doubts.contains("cannot be read"), "{doubts}");
     }

@@ -3,19 +3,18 @@
 //! SIGHUP, the API's reload and changes by API all come this way. What can fail comes first and
 //! changes nothing; a failure after that is taken back.
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
-use datapath::{Datapath, Reconfigured};
+use datapath::{Datapath, Reconfigured, ReloadError};
 use grpc_api::TlsError;
 use grpc_api::operator::administration::{ChangeKind, Changed, ConfigChange};
 use grpc_api::operator::{ControlError, administration};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use super::roles::{self, RolesError};
 use super::sidecar::{Running, Sidecar};
 use crate::changes::{ChangesError, Staged};
-use crate::config::{self, Config, ConfigError, Peer};
+use crate::config::{self, Config, ConfigError};
 use crate::keys::{KeysError, WallClock, Wanted};
 use crate::logging;
 
@@ -45,7 +44,7 @@ pub(super) enum ApplyError {
     Keep(#[from] ChangesError),
     /// Peers cannot be as they are written.
     #[error(transparent)]
-    Datapath(#[from] datapath::ReloadError),
+    Datapath(#[from] ReloadError),
     /// It failed half-way, and what is on disk could not be taken back.
     #[error(
         "{refused}; and what was made by API stays changed on disk, as it could not be taken back \
@@ -53,7 +52,7 @@ pub(super) enum ApplyError {
     )]
     NotTakenBack {
         /// Why it failed.
-        refused: Box<datapath::ReloadError>,
+        refused: Box<ReloadError>,
         /// Why it was not taken back.
         undo: Box<ChangesError>,
     },
@@ -90,27 +89,22 @@ impl Sidecar {
 
     /// Takes in the peers that the start has left out and that have no unprotected session any more.
     /// Blocks; for who has the turn.
-    pub(super) fn take_in_left_out(&self) {
-        let left_out = self.running();
-        for Peer { spec, .. } in &left_out.config.left_out {
-            if let Err(refused) = self.take_in(&spec.name) {
-                debug!(peer = %spec.name, "still left out: {refused}");
-            }
-        }
-    }
-
-    fn take_in(&self, name: &Arc<str>) -> Result<(), ApplyError> {
+    pub(super) fn take_in_left_out(&self) -> Result<(), ApplyError> {
         let running = self.running();
+        let left_out = running.config.left_out.iter();
+        let specs: Vec<_> = left_out.map(|peer| peer.spec.clone()).collect();
+        let busy = self.datapath.with(|datapath| datapath.unprotected(&specs));
+        let busy = busy.ok_or(ApplyError::Stopping)??;
+        if specs.iter().all(|spec| busy.contains(&spec.name)) {
+            return Ok(());
+        }
         let mut fresh = running.config.with(&self.changes.overlay())?;
-        fresh.leave_out(|peer| peer != name && running.has_left_out(peer));
-        // A look that costs little, for it is made again and again.
-        let specs: Vec<_> = fresh.peers.iter().map(|peer| peer.spec.clone()).collect();
-        let names = specs.iter().map(|spec| Arc::clone(&spec.name)).collect();
-        let free = self
-            .datapath
-            .with(|datapath| datapath.check(&specs, &names, false));
-        free.ok_or(ApplyError::Stopping)??;
-        self.apply(fresh, Cause::TakenIn, false).map(drop)
+        fresh.leave_out(|peer| busy.contains(peer));
+        match self.apply(fresh, Cause::TakenIn, false) {
+            // There is one again.
+            Err(ApplyError::Datapath(ReloadError::UnprotectedSessions(_))) => Ok(()),
+            done => done.map(drop),
+        }
     }
 
     /// Makes a change by API. Blocks; for who has the turn.
@@ -153,7 +147,10 @@ impl Sidecar {
         if !restart.is_empty() {
             return Err(ApplyError::NeedsRestart(restart));
         }
-        let roles = roles::of(&fresh.api)?;
+        let roles = match cause {
+            Cause::Reload | Cause::Change(_) => Some(roles::of(&fresh.api)?),
+            Cause::TakenIn => None,
+        };
         let tls = match cause {
             Cause::Reload => self.fresh_api_tls(&fresh.api)?,
             Cause::Change(_) | Cause::TakenIn => None,
@@ -172,7 +169,9 @@ impl Sidecar {
         let done = self
             .keys
             .take_over(prepared, &fresh.peers, wall_clock, take_over)?;
-        self.roles.replace(roles);
+        if let Some(roles) = roles {
+            self.roles.replace(roles);
+        }
         if let Some((tls, fresh)) = tls {
             tls.replace(fresh);
         }

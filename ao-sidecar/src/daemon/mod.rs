@@ -142,14 +142,17 @@ fn load(options: &Options) -> Result<(Fitting, Changes), LoadError> {
 }
 
 /// Installs the guard alone, for all peers that can be made out from `file` and from what was
-/// covered last, before the network comes up and the daemon starts. Tells what could not be read of
-/// the file.
+/// covered last, before the network comes up and the daemon starts; `state_dir` replaces the one that
+/// is configured. Tells what could not be read of the file.
 ///
 /// # Errors
 /// When there is nobody to guard, a privilege is missing, or the firewall refuses.
-pub fn install_guard(file: &Path) -> Result<Option<ConfigError>, DaemonError> {
+pub fn install_guard(
+    file: &Path,
+    state_dir: Option<&Path>,
+) -> Result<Option<ConfigError>, DaemonError> {
     check_privileges()?;
-    let Guarded { settings, doubts } = Guarded::read(file);
+    let Guarded { settings, doubts } = Guarded::read(file, state_dir);
     match doubts {
         Some(doubts) if settings.peers.is_empty() => Err(doubts.into()),
         doubts => {
@@ -328,18 +331,16 @@ async fn find_groups(sidecar: Arc<Sidecar>) {
     }
 }
 
-/// Protects the peers that the start has left out, as soon as their unprotected sessions have ended.
+/// Protects the peers that the start has left out, as soon as they have no unprotected session.
 async fn take_in_left_out(sidecar: Arc<Sidecar>) {
     while !sidecar.running().config.left_out.is_empty() {
         sleep(RETRY).await;
         let _turn = Arc::clone(&sidecar.turn).lock_owned().await;
         let asked = Arc::clone(&sidecar);
-        if spawn_blocking(move || asked.take_in_left_out())
-            .await
-            .is_err()
-        {
+        let Ok(done) = spawn_blocking(move || asked.take_in_left_out()).await else {
             return;
-        }
+        };
+        sidecar.settled("taking in the peers that were left out", done);
     }
 }
 

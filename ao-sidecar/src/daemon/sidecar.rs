@@ -10,7 +10,7 @@ use datapath::settings::{Backend, OnExit, PeerSpec, Settings};
 use datapath::{Datapath, StartError, StopError};
 use grpc_api::operator::EventLog;
 use grpc_api::{Alarm, FreshTls, PeerFacts, Roles, ServerTls, Snapshot, Source, TlsError};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::alarms::Watched;
 use super::{DaemonError, Options, roles, tls_files};
@@ -83,6 +83,7 @@ impl Sidecar {
         note_unused_store(&config);
         let datapath = Arc::new(SharedDatapath::default());
         let keys = Keys::new(&datapath, events)?;
+        let mut alarms: Vec<Alarm> = left_out.into_iter().map(alarm).collect();
         while let Err(refused) = start_datapath(
             &datapath,
             &keys,
@@ -91,13 +92,14 @@ impl Sidecar {
             options.replace_sessions,
         ) {
             // Whoever was protected does not wait for those that were not.
-            leave_out_newcomers(&mut config, &mut blocked, refused)?;
+            warn!("{refused}");
+            alarms.extend(leave_out_newcomers(&mut config, &mut blocked, refused)?);
         }
         for Peer { spec, .. } in &config.left_out {
             error!(peer = %spec.name, "{LEFT_OUT}");
         }
         let mut watched = Watched::default();
-        watched.note_left_out(left_out.into_iter().map(alarm).collect());
+        watched.note_left_out(alarms);
         Ok(Self {
             started: Instant::now(),
             audit: AuditLog::new(&config.state_dir),
@@ -273,31 +275,36 @@ fn start_datapath(
 
 /// What is said of a peer that a start has left out.
 const LEFT_OUT: &str = "not protected: it is left out, as a session with it was alive and unprotected \
-                        when the sidecar started. It is taken in when that has ended; aoctl config \
-                        reload --replace-sessions closes it at once";
+                        when the sidecar started. It is taken in when it has none, which is looked \
+                        at every 3 s; aoctl config reload --replace-sessions closes it at once";
 
 /// Leaves out the peers that the start was `refused` for and nobody would miss: they have come to
 /// the configuration while the sidecar was down, or were refused there, and a session of theirs is
-/// alive and unprotected.
+/// alive and unprotected. Tells of those that were to be blocked, for another reason.
 fn leave_out_newcomers(
     config: &mut Config,
     blocked: &mut Vec<PeerSpec>,
     refused: DaemonError,
-) -> Result<(), DaemonError> {
+) -> Result<Vec<Alarm>, DaemonError> {
     let DaemonError::Start(StartError::UnprotectedSessions { newcomers, .. }) = &refused else {
         return Err(refused);
     };
     let is_new = |name: &Arc<str>| newcomers.contains(name);
-    let before = config.peers.len() + blocked.len();
-    let stays = config.peers.iter().any(|peer| !is_new(&peer.spec.name));
-    if stays {
-        config.leave_out(is_new);
-        blocked.retain(|spec| !is_new(&spec.name));
+    let (before, left_out) = (config.peers.len(), config.left_out.len());
+    config.leave_out(is_new);
+    let unblocked: Vec<_> = blocked.extract_if(.., |spec| is_new(&spec.name)).collect();
+    // Somebody has to be served, and the next start has to be another one.
+    if config.peers.is_empty() || (config.peers.len() == before && unblocked.is_empty()) {
+        config.peers.extend(config.left_out.drain(left_out..));
+        return Err(refused);
     }
-    match config.peers.len() + blocked.len() < before {
-        true => Ok(()),
-        false => Err(refused),
-    }
+    let alarm = |spec: PeerSpec| Alarm {
+        peer: Some(spec.name),
+        text: "not protected, and not blocked either, as a session with it was alive and \
+               unprotected when the sidecar started"
+            .to_owned(),
+    };
+    Ok(unblocked.into_iter().map(alarm).collect())
 }
 
 /// What the API tells of a peer beside the datapath's report.
@@ -318,9 +325,7 @@ fn alarm(left_out: LeftOut) -> Alarm {
     let LeftOut { what, why } = left_out;
     Alarm {
         peer: None,
-        text: format!(
-            "{what} is left out, and blocked if it is a peer without an unprotected session: {why}"
-        ),
+        text: format!("{what} is left out, and blocked if it is a peer: {why}"),
     }
 }
 

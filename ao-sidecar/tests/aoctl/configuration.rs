@@ -125,6 +125,16 @@ a reload would be refused: a restart is needed
     let (code, text, error) = server.outcome(&["config", "reload"]);
     assert_eq!((code, text.as_str()), (Some(1), ""));
     assert_snapshot!(error, @"aoctl: ao-sidecar refused: [userspace] needs a restart; nothing has changed");
+
+    let mut changed = three();
+    changed.changes[0].subject = "c.toml:1:1: one\nc.toml:2:1: two\x1b[2J".into();
+    changed.changes[0].needs_restart = true;
+    *server.administration.changed.lock().unwrap() = changed;
+    let (_, _, error) = server.outcome(&["config", "reload"]);
+    assert_snapshot!(error, @r"
+    aoctl: ao-sidecar refused: c.toml:1:1: one
+    c.toml:2:1: two�[2J needs a restart; nothing has changed
+    ");
 }
 
 #[test]

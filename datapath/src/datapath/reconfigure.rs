@@ -84,6 +84,21 @@ impl Datapath {
         let plan = Plan::new(running, peers, keep_keys_of)?;
         plan.refuse_unprotected(running, replace_sessions)
     }
+
+    /// Which of `peers`, whom nobody covers so far, have a session that is alive and unprotected.
+    /// Costs a look at all sockets.
+    ///
+    /// # Errors
+    /// When two of them contradict each other, or sockets cannot be looked at.
+    pub fn unprotected(&self, peers: &[PeerSpec]) -> Result<HashSet<Arc<str>>, ReloadError> {
+        let State { policy, links, .. } = self.running.state().clone();
+        let theirs = Arc::new(policy::resolve(peers, &links)?);
+        let mut found = sockets_of(&theirs, &links)?;
+        found.retain(|found| is_somebodys(found) && policy.find(&found.connection).is_none());
+        let active = active_sessions(&self.running.abilities, &theirs, &links);
+        found.retain(|found| !active.has(found.socket.local, found.socket.remote));
+        Ok(found.into_iter().map(|found| found.peer).collect())
+    }
 }
 
 /// A change that has been thought through and not begun.
@@ -287,8 +302,9 @@ impl Running {
         let kernel = self.kernel.get();
         let former_target = kernel.map(|kernel| kernel.target());
         // As for a start; but a start must protect, and this may as well be refused.
-        let both = plan.former.specs().chain(plan.fresh.specs());
-        Protected::save(&self.settings.state_dir, both)
+        let noted = Protected::load(&self.settings.state_dir);
+        let served = plan.former.specs().chain(plan.fresh.specs());
+        Protected::save(&self.settings.state_dir, noted.peers().iter().chain(served))
             .map_err(|e| ReloadError::Io("the note which peers are covered", e))?;
         self.firewall.replace(&plan.between)?;
         let Plan {

@@ -342,6 +342,13 @@ fn an_unprotected_session_of_a_peer_that_comes_is_named_and_closed_on_request() 
     }
     assert_eq!(everything(&mut one), before);
     session.carries_data();
+    let newcomer = both[1].clone();
+    let unprotected = move |one: &mut End| {
+        let newcomer = newcomer.clone();
+        let found = one.ask(move |datapath| datapath.unprotected(&[newcomer]));
+        found.unwrap().len()
+    };
+    assert_eq!(unprotected(&mut one), 1);
 
     let peers = both.clone();
     let done = one
@@ -349,6 +356,7 @@ fn an_unprotected_session_of_a_peer_that_comes_is_named_and_closed_on_request() 
         .unwrap();
     assert_eq!((done.added, done.closed), (1, 1));
     assert!(session.near.read(&mut [0]).is_err(), "it should be aborted");
+    assert_eq!(unprotected(&mut one), 0);
     one.stop();
 }
 

@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::time::Duration;
 
+use ao_tests::doctor::diagnose;
 use ao_tests::scene::{BULK_PORT, streams};
 use ao_tests::settings::CONVERGENCE;
 use ao_tests::sidecar::{ALGORITHMS, Key, Sidecar};
@@ -326,6 +327,11 @@ fn a_restart_beside_an_unprotected_session_leaves_out_its_peer_alone() {
     let reason = refusal(&sidecar_a);
     assert!(reason.contains("unprotected session"), "{reason}");
     assert!(alarms().contains("plain"), "{}", alarms());
+
+    let told = diagnose(&sidecar_a, &["--listen", "0s"]);
+    let mut problems = told.of_severity("problem");
+    let is_it = |found: &Value| found["code"] == "left-out" && found["peer"] == "plain";
+    assert!(problems.any(is_it), "{told:#?}");
 
     // Changes that have nothing to do with it go on.
     let words = ["--peer-address", "192.0.2.9", "--key-chain", "busy"];

@@ -54,6 +54,8 @@ codes! {
     CapabilityMissing = "capability-missing": Warning,
     /// Firewall rules are not in place and cannot be put back.
     RulesMissing = "rules-missing": Problem,
+    /// A start has left a peer out, as a session of its was unprotected.
+    LeftOut = "left-out": Problem,
     /// No way to the peer.
     NoRoute = "no-route": Problem,
     /// The key chain has no key to send with any more.

@@ -39,6 +39,8 @@ pub struct Facts {
     pub listened: Duration,
     /// SYNs of nobody's; nothing when it was not listened.
     pub strangers: Strangers,
+    /// Peers of the configuration that are not served.
+    pub left_out: Vec<Arc<str>>,
     /// What could not be found out, for people.
     pub unknown: Vec<String>,
 }

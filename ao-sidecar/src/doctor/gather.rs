@@ -171,6 +171,13 @@ fn here(parts: &Parts, asked: Option<&str>) -> Option<Facts> {
         host,
         listened: Duration::ZERO,
         strangers: datapath::evidence::Strangers::default(),
+        left_out: match asked {
+            None => {
+                let left_out = parts.config.left_out.iter();
+                left_out.map(|peer| Arc::clone(&peer.spec.name)).collect()
+            }
+            Some(_) => Vec::new(),
+        },
         unknown,
     })
 }

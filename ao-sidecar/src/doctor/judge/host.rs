@@ -1,5 +1,6 @@
 //! This host: capabilities, clock, firewall, queues, the way to a peer, the daemon's sockets.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use datapath::report::LastRefused;
@@ -36,9 +37,24 @@ pub(super) fn findings(facts: &Facts) -> Vec<Draft> {
     ]
     .into_iter()
     .flatten()
+    .chain(facts.left_out.iter().map(left_out))
     .chain(unknown)
     .chain([ok(facts)])
     .collect()
+}
+
+fn left_out(name: &Arc<str>) -> Draft {
+    let draft = Draft::new(
+        Code::LeftOut,
+        "a session with it was alive and unprotected when the sidecar started",
+        "It is not protected, and not blocked either: others did not have to wait for it. As soon as \
+         it has no such session, which is looked at every 3 s, it is taken in.",
+        "Close that session: `aoctl config reload --replace-sessions`, or shut it down in the daemon.",
+    );
+    Draft {
+        peer: Some(Arc::clone(name)),
+        ..draft
+    }
 }
 
 fn ok(facts: &Facts) -> Draft {

@@ -543,6 +543,11 @@ fn of_this_host() -> Vec<Fault> {
             healthy().with(|facts| synchronised(facts, false)),
         ),
         (
+            "a new peer beside an unprotected session",
+            Code::LeftOut,
+            healthy().with(|facts| facts.left_out = vec!["as64503".into()]),
+        ),
+        (
             "rules that cannot be put back",
             Code::RulesMissing,
             healthy().with(|facts| {

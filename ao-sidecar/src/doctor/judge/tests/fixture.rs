@@ -226,6 +226,7 @@ pub(super) fn healthy() -> Facts {
         },
         listened: Duration::ZERO,
         strangers: Strangers::default(),
+        left_out: Vec::new(),
         unknown: Vec::new(),
     }
 }

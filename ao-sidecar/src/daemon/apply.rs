@@ -3,6 +3,7 @@
 //! SIGHUP, the API's reload and changes by API all come this way. What can fail comes first and
 //! changes nothing; a failure after that is taken back.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use datapath::{Datapath, Reconfigured, ReloadError};
@@ -95,15 +96,27 @@ impl Sidecar {
         let specs: Vec<_> = left_out.map(|peer| peer.spec.clone()).collect();
         let busy = self.datapath.with(|datapath| datapath.unprotected(&specs));
         let busy = busy.ok_or(ApplyError::Stopping)??;
-        if specs.iter().all(|spec| busy.contains(&spec.name)) {
-            return Ok(());
+        for spec in specs.iter().filter(|spec| !busy.contains(&spec.name)) {
+            self.take_in(&spec.name)?;
         }
+        Ok(())
+    }
+
+    /// Takes in one peer that is left out, alone: another one may still have to wait.
+    fn take_in(&self, name: &Arc<str>) -> Result<(), ApplyError> {
+        let running = self.running();
         let mut fresh = running.config.with(&self.changes.overlay())?;
-        fresh.leave_out(|peer| busy.contains(peer));
-        match self.apply(fresh, Cause::TakenIn, false) {
-            // There is one again.
-            Err(ApplyError::Datapath(ReloadError::UnprotectedSessions(_))) => Ok(()),
-            done => done.map(drop),
+        fresh.leave_out(|peer| peer != name && running.has_left_out(peer));
+        let specs: Vec<_> = fresh.peers.iter().map(|peer| peer.spec.clone()).collect();
+        let names = specs.iter().map(|spec| Arc::clone(&spec.name)).collect();
+        let checked = self
+            .datapath
+            .with(|datapath| datapath.check(&specs, &names, false));
+        match checked.ok_or(ApplyError::Stopping)? {
+            // Whose session it is depends on who else is there.
+            Err(ReloadError::UnprotectedSessions(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(()) => self.apply(fresh, Cause::TakenIn, false).map(drop),
         }
     }
 

@@ -217,8 +217,8 @@ impl Sidecar {
         };
         if self.watched().note_missing(what, why.as_deref()) {
             match why {
-                Some(why) => error!("{why}; peers are protected, and it is tried again"),
-                None => info!("{what}: all is well now"),
+                Some(why) => error!("{why}; whoever is protected stays so, and it is tried again"),
+                None => info!("{what}: the trouble is over"),
             }
         }
         done
@@ -325,7 +325,9 @@ fn alarm(left_out: LeftOut) -> Alarm {
     let LeftOut { what, why } = left_out;
     Alarm {
         peer: None,
-        text: format!("{what} is left out, and blocked if it is a peer: {why}"),
+        text: format!(
+            "{what} is left out, and if it is a peer blocked, unless an alarm says otherwise: {why}"
+        ),
     }
 }
 

@@ -76,7 +76,7 @@ fn main() -> ExitCode {
             api_socket,
             replace_sessions,
         }),
-        Command::Check { config } => check(&config),
+        Command::Check { config, state_dir } => check(&config, state_dir.as_deref()),
         Command::Guard(GuardAction::Install { config, state_dir }) => {
             install_guard(&config, state_dir.as_deref())
         }
@@ -113,8 +113,8 @@ fn install_guard(file: &Path, state_dir: Option<&Path>) -> Result<(), DaemonErro
     Ok(())
 }
 
-fn check(file: &Path) -> Result<(), DaemonError> {
-    let config = match changes::load(file, None) {
+fn check(file: &Path, state_dir: Option<&Path>) -> Result<(), DaemonError> {
+    let config = match changes::load(file, state_dir) {
         Ok(config) => config,
         Err(LoadError::Config(error)) => return Err(error.into()),
         Err(LoadError::Changes(error)) => {

@@ -1,5 +1,22 @@
 //! What stands below the options in the help: examples, and what the columns and codes mean.
 
+pub(super) const CHECK: &str = "\
+A short configuration, to which `chmod 600` belongs as it holds a secret:
+  [[key_chain]]
+  name = \"transit\"
+  [[key_chain.key]]
+  send_id = 1                   # the far end's recv_id
+  recv_id = 1                   # the far end's send_id
+  algorithm = \"hmac-sha-1-96\"
+  secret = \"the same at both ends\"
+  [[peer]]
+  name = \"as64502\"
+  address = \"192.0.2.2\"
+  key_chain = \"transit\"
+docs/CONFIGURATION.md describes every key.
+
+Exit codes: 0 correct, 2 wrong; all problems are told, with line and column.";
+
 pub(super) const AOCTL: &str = "\
 A peer is down?           aoctl doctor PEER
 What is going on?         aoctl status, aoctl top, aoctl events --follow

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use super::DEFAULT_CONFIG;
+use super::{DEFAULT_CONFIG, help};
 use crate::config::DEFAULT_API_SOCKET;
 
 /// Protect the TCP sessions of an unmodified BGP daemon with TCP-AO (RFC 5925).
@@ -45,10 +45,14 @@ pub enum Command {
         replace_sessions: bool,
     },
     /// Check a configuration and the secret files it names, together with what was made by API
+    #[command(after_help = help::CHECK)]
     Check {
         /// The configuration
         #[arg(value_name = "FILE", default_value = DEFAULT_CONFIG)]
         config: PathBuf,
+        /// Folder with what was made by API, instead of the configured one
+        #[arg(long, value_name = "DIRECTORY")]
+        state_dir: Option<PathBuf>,
     },
     /// Print the fingerprint that far ends know this sidecar by, alone on a line
     ///

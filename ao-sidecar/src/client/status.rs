@@ -301,7 +301,7 @@ fn write_peers(peers: &[Peer], paint: Paint, out: &mut dyn Write) -> io::Result<
         Column::Number("DROPPED"),
         Column::Text("ORIGIN"),
         Column::Text("LAST-REFUSED"),
-        Column::Text("REASON"),
+        Column::Text("DATAPATH-REASON"),
     ]);
     for peer in peers {
         let key_chain = match peer.key_chain.as_str() {

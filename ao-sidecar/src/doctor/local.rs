@@ -316,7 +316,7 @@ fn config(here: &Here) -> Option<Draft> {
             Code::ConfigWrong,
             error.clone(),
             "The sidecar does not start with a wrong configuration.",
-            format!("correct it; `ao-sidecar check --config {file}` shows what is left"),
+            format!("correct it; `ao-sidecar check {file}` shows what is left"),
         )),
         Seen::Hidden => Some(Draft::new(
             Code::NotFoundOut,

@@ -45,7 +45,7 @@ queue overruns  6
 configuration   /etc/ao-sidecar/config.toml, in use since 2026-12-25T00:00:00Z
 made by API     2
 
-PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN  LAST-REFUSED  REASON
+PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN  LAST-REFUSED  DATAPATH-REASON
 as64502  10.0.0.2       179      userspace  established         1  transit       1  1000   900        7  file    -             configured
 ix       2001:db8::/64  179-180  userspace  down                0  transit       2     0     0        0  file    -             configured
 new      fe80::1%eth0   179      userspace  blocked             0  transit       0     0     0        0  file    -             configured
@@ -165,7 +165,7 @@ new      fe80::1%eth0   179      userspace  blocked             0  transit      
 fn peers_are_shown() {
     let server = Server::start(Some(snapshot()));
     assert_snapshot!(server.answer(&["peers"]), @r"
-PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN  LAST-REFUSED  REASON
+PEER     ADDRESS        PORTS    DATAPATH   STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN  LAST-REFUSED  DATAPATH-REASON
 as64502  10.0.0.2       179      userspace  established         1  transit       1  1000   900        7  file    -             configured
 ix       2001:db8::/64  179-180  userspace  down                0  transit       2     0     0        0  file    -             configured
 new      fe80::1%eth0   179      userspace  blocked             0  transit       0     0     0        0  file    -             configured
@@ -284,7 +284,7 @@ daemons         bird (812), bgpd (901)
 listeners       2
 option memory   524288 octets, raised from 131072
 
-PEER     ADDRESS   PORTS  DATAPATH  STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN  LAST-REFUSED  REASON
+PEER     ADDRESS   PORTS  DATAPATH  STATE        SESSIONS  KEY-CHAIN  KEYS  GOOD  SENT  DROPPED  ORIGIN  LAST-REFUSED  DATAPATH-REASON
 as64502  10.0.0.2  179    kernel    established         1  transit       1  1000   900        7  file    -             bird was launched by ao-sidecar exec
 ");
     assert_snapshot!(server.answer(&["sessions"]), @r"

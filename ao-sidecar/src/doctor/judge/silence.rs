@@ -81,10 +81,9 @@ fn nobody_listens(facts: &Facts, peer: &PeerFacts) -> Draft {
         "The sidecar protects the sessions of a daemon; it opens none itself.",
         format!(
             "start the BGP daemon, and see that it has a neighbor {} that is not shut down; `ss -ltnp` \
-             shows who listens. If it uses another port, that is the `port` of peer {:?} in {}",
+             shows who listens. If it uses another port: {}",
             peer.remote.address(),
-            peer.name,
-            facts.config_file.display()
+            set_peer(facts, peer, "port", "PORT"),
         ),
     )
 }

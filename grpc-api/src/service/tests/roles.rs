@@ -133,8 +133,6 @@ async fn refusals_say_what_is_missing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_are_replaced_while_callers_are_connected() {
-    let served = Served::start();
-    let admins = served.both("admin").await;
     let names = role_map().names.into_keys();
     let nobody_but_viewers = RoleMap {
         groups: role_map()
@@ -144,8 +142,11 @@ async fn roles_are_replaced_while_callers_are_connected() {
             .collect(),
         names: names.map(|name| (name, Role::Viewer)).collect(),
     };
-    for mut admin in admins {
-        served.roles.replace(role_map());
+    for over_tcp in [false, true] {
+        // Each has events and roles of its own.
+        let served = Served::start();
+        let [unix, tcp] = served.both("admin").await;
+        let mut admin = if over_tcp { tcp } else { unix };
         let delete = || v1::DeletePeerRequest { name: "x".into() };
         admin.delete_peer(delete()).await.unwrap();
         let mut follow = admin
@@ -169,8 +170,8 @@ async fn roles_are_replaced_while_callers_are_connected() {
         // The connection is closed, too: how a call fails depends on how far that has come.
         let answer = admin.get_status(v1::GetStatusRequest {}).await;
         assert!(answer.is_err(), "{answer:?}");
+        served.stop().await;
     }
-    served.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -203,8 +203,9 @@ impl Plan {
         running: &Running,
         replace_sessions: bool,
     ) -> Result<(), ReloadError> {
-        let unprotected = self.unprotected(running)?;
-        if replace_sessions || !unprotected.iter().any(is_somebodys) {
+        let mut unprotected = self.unprotected(running)?;
+        unprotected.retain(is_somebodys);
+        if replace_sessions || unprotected.is_empty() {
             return Ok(());
         }
         let name = |found: &PeerSocket| {
@@ -212,11 +213,7 @@ impl Plan {
             format!("{session} of peer {:?}", found.peer)
         };
         Err(ReloadError::UnprotectedSessions(
-            unprotected
-                .iter()
-                .filter(|found| is_somebodys(found))
-                .map(name)
-                .collect(),
+            unprotected.iter().map(name).collect(),
         ))
     }
 

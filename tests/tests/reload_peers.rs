@@ -114,6 +114,13 @@ fn start(host: &Host, peers: &[&Entry]) -> Sidecar {
     sidecar
 }
 
+/// The peer whose session must not notice anything, as each end has it.
+fn busy_at_both(lan: &Lan) -> (Entry, Entry) {
+    let at = |far: &Host, key| Entry::new("busy", far.address_text(Family::V4), key);
+    let key = Key::default();
+    (at(&lan.b, key.clone()), at(&lan.a, key.mirrored()))
+}
+
 /// Has the sidecar read another configuration.
 fn reload(sidecar: &Sidecar, peers: &[&Entry]) {
     write(sidecar, peers);
@@ -175,12 +182,7 @@ fn connected(streams: &(Stream, Stream)) {
 #[test]
 fn a_busy_session_loses_nothing_while_other_peers_come_go_and_change() {
     let lan = Lan::new();
-    let at_a = Entry::new("busy", lan.b.address_text(Family::V4), Key::default());
-    let at_b = Entry::new(
-        "busy",
-        lan.a.address_text(Family::V4),
-        Key::default().mirrored(),
-    );
+    let (at_a, at_b) = busy_at_both(&lan);
     let sidecar_a = start(&lan.a, &[&at_a]);
     let sidecar_b = start(&lan.b, &[&at_b]);
     let mut busy = streams(&lan.a, &lan.b, Family::V4, STEADY * 8);
@@ -243,12 +245,7 @@ fn a_busy_session_loses_nothing_while_other_peers_come_go_and_change() {
 #[test]
 fn an_error_half_way_leaves_everything_as_it_was() {
     let lan = Lan::new();
-    let at_a = Entry::new("busy", lan.b.address_text(Family::V4), Key::default());
-    let at_b = Entry::new(
-        "busy",
-        lan.a.address_text(Family::V4),
-        Key::default().mirrored(),
-    );
+    let (at_a, at_b) = busy_at_both(&lan);
     let sidecar_a = start(&lan.a, &[&at_a]);
     let _sidecar_b = start(&lan.b, &[&at_b]);
     let mut busy = streams(&lan.a, &lan.b, Family::V4, STEADY);
@@ -300,12 +297,7 @@ fn an_error_half_way_leaves_everything_as_it_was() {
 #[test]
 fn a_restart_beside_an_unprotected_session_leaves_out_its_peer_alone() {
     let lan = Lan::new();
-    let busy_at_a = Entry::new("busy", lan.b.address_text(Family::V4), Key::default());
-    let busy_at_b = Entry::new(
-        "busy",
-        lan.a.address_text(Family::V4),
-        Key::default().mirrored(),
-    );
+    let (busy_at_a, busy_at_b) = busy_at_both(&lan);
     let plain_at_a = Entry::new("plain", lan.b.address_text(Family::V6), another_key());
     let mut sidecar_a = start(&lan.a, &[&busy_at_a]);
     let _sidecar_b = start(&lan.b, &[&busy_at_b]);

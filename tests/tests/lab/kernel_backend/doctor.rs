@@ -1,7 +1,8 @@
 //! `aoctl doctor` where the kernel signs: it hears the same handshakes, and asks the kernel's sockets.
 
-use ao_tests::daemon::{self, Daemon, Implementation, Speaker};
+use ao_tests::daemon::{self, Implementation, Speaker};
 use ao_tests::doctor::{FIRST, diagnose};
+use ao_tests::rollover;
 use ao_tests::sidecar::{Key, PeerConfig, Sidecar};
 use ao_tests::topology::{Family, Host, Lan};
 use ao_tests::wait;
@@ -14,11 +15,6 @@ fn sidecar(own: &Host, far: &Host, key: Key) -> Sidecar {
     Sidecar::start_with_datapath(&own.namespace, "kernel", &[peer])
 }
 
-/// A daemon that was launched beside its sidecar, and calls if `speaker` does.
-fn launched(host: &Host, sidecar: &Sidecar, speaker: &Speaker) -> Box<dyn Daemon> {
-    daemon::start_under(Bird, &host.namespace, speaker, &sidecar.launcher())
-}
-
 /// Asserts that `code` is told of host a, whose key is the default one, where host b opens with
 /// another.
 fn assert_told(code: &str, change: impl FnOnce(&mut Key)) {
@@ -29,8 +25,8 @@ fn assert_told(code: &str, change: impl FnOnce(&mut Key)) {
     let sidecar_b = sidecar(&lan.b, &lan.a, key);
     // The one that is examined waits: what it hears is the far end's own.
     let (speaker_b, speaker_a) = Speaker::pair(&lan.b, &lan.a, Family::V4);
-    let _a = launched(&lan.a, &sidecar_a, &speaker_a);
-    let _b = launched(&lan.b, &sidecar_b, &speaker_b);
+    let _a = rollover::start(Bird, &lan.a, &sidecar_a, &speaker_a);
+    let _b = rollover::start(Bird, &lan.b, &sidecar_b, &speaker_b);
     diagnose(&sidecar_a, &[FIRST]).assert_first(code);
 }
 

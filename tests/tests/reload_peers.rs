@@ -335,9 +335,9 @@ fn a_restart_beside_an_unprotected_session_leaves_out_its_peer_alone() {
 
     finish(&mut plain.0, &mut plain.1, SOON);
     wait::until("the peer being taken in", SOON, || {
-        names(&sidecar_a) == ["busy", "plain", "made"]
+        // The alarm goes once all of the configuration is taken over, after the peer is served.
+        names(&sidecar_a) == ["busy", "plain", "made"] && !alarms().contains("plain")
     });
-    assert!(!alarms().contains("plain"), "{}", alarms());
     finish(&mut busy.0, &mut busy.1, SOON);
 }
 

@@ -1,7 +1,6 @@
 //! Sessions whose keys the two sidecars agree on by themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -41,7 +40,7 @@ pub struct Rolling {
     pub told: Value,
 }
 
-/// Counts of a key, by which a generation proves that it carried traffic.
+/// A key that the two ends have agreed on.
 #[derive(Clone, Debug)]
 pub struct AgreedKey {
     /// Its generation.
@@ -50,10 +49,6 @@ pub struct AgreedKey {
     pub id: u64,
     /// How far it is.
     pub state: String,
-    /// Segments verified with it at this end.
-    pub here: u64,
-    /// The same at the other end, as told.
-    pub there: u64,
 }
 
 impl Sidecar {
@@ -103,8 +98,6 @@ impl Sidecar {
                     generation: number("generation").filter(|&number| number > 0)?,
                     id: id?,
                     state: key["state"].as_str()?.to_owned(),
-                    here: number("segments_verified")?,
-                    there: number("segments_verified_there")?,
                 })
             })
             .collect::<Option<_>>()
@@ -138,6 +131,18 @@ impl Sidecar {
     #[must_use]
     pub fn told_of(&self, kind: &str) -> BTreeSet<u64> {
         generations(&self.events(), kind)
+    }
+
+    /// Segments it had verified with the key of each generation when that was proven.
+    fn verified_at_proof(&self) -> BTreeMap<u64, u64> {
+        let events = self.events();
+        let proofs = events.iter().filter(|event| event["kind"] == "proven");
+        let verified = |event: &Value| {
+            let (_, counts) = event["proof"].as_str()?.split_once("verified here: ")?;
+            let (count, _) = counts.split_once(',')?;
+            Some((event["generation"].as_u64()?, count.parse().ok()?))
+        };
+        proofs.filter_map(verified).collect()
     }
 
     /// Generations that it has proven since it started, and the one in use if that is.
@@ -385,80 +390,79 @@ impl Session {
         Self { a, b, pair }
     }
 
-    /// Lets keys roll over while routes come and go, for `span`; `terms` have an interval of 10 s.
-    /// Asserts that there were `least` changes, that no segment was refused for its key, that each
-    /// key carried segments in both directions, and that those of the past are gone.
+    /// Lets keys roll over so many times while routes come and go, within `limit`; `terms` have an
+    /// interval of 10 s. Asserts that no segment was refused for its key, that each key carried
+    /// segments in both directions, and that those of the past are gone.
     ///
     /// # Panics
     /// When one of these is not so.
-    pub fn roll_under_churn(&self, span: Duration, least: u64) {
+    pub fn roll_under_churn(&self, changes: u64, limit: Duration) {
         let both = self.pair.both();
         let refused = both.map(refused_for_key);
-        let mut tallies = [Tally::default(), Tally::default()];
+        let mut ids = BTreeMap::new();
         let next = self.pair.a.rolling().active + 1;
-        let first = self.churn(&mut tallies, CHANGE, |_| self.pair.proven(next));
+        let first = self.churn(&mut ids, next, CHANGE);
         let size = both.map(state_size);
         let began = Instant::now();
-        let last = self.churn(&mut tallies, span + CHANGE, |passed| match passed < span {
-            true => Err("it goes on".to_owned()),
-            false => self.pair.proven(first),
-        });
+        let last = self.churn(&mut ids, first + changes, limit);
         progress!("{} changes of keys in {:?}", last - first, began.elapsed());
-        assert!(last - first >= least, "from generation {first} to {last}");
         self.assert_never_down();
         wait_converged(&*self.a, &*self.b, CHANGE);
-        let mut ids = BTreeSet::new();
-        for (index, sidecar) in both.into_iter().enumerate() {
-            assert_eq!(refused_for_key(sidecar), refused[index]);
-            ids.extend(tallies[index].assert_carried(first..=last - 1));
-            let proven = sidecar.told_of("proven");
+        for (sidecar, refused) in both.into_iter().zip(refused) {
+            assert_eq!(refused_for_key(sidecar), refused);
+            let verified = sidecar.verified_at_proof();
+            let carried = |one| verified.get(&one) > Some(&0);
             assert!(
-                (first..=last).all(|one| proven.contains(&one)),
-                "{proven:?}"
+                (first..=last).all(carried),
+                "{first} to {last}: {verified:?}"
             );
-            let deleted = sidecar.told_of("deleted");
-            assert!(
-                (first..last - 1).all(|one| deleted.contains(&one)),
-                "{deleted:?}"
-            );
-            let keys = sidecar
-                .agreed_keys()
-                .unwrap_or_else(|error| panic!("{error}"));
+            wait::poll("older keys being deleted", CHANGE, || {
+                let deleted = sidecar.told_of("deleted");
+                let all = (first..last - 1).all(|one| deleted.contains(&one));
+                all.then_some(()).ok_or_else(|| format!("{deleted:?}"))
+            });
+            let keys = sidecar.agreed_keys();
+            let keys = keys.unwrap_or_else(|error| panic!("{error}"));
             assert!(
                 keys.iter().all(|key| key.generation >= last - 1),
                 "{keys:?}"
             );
+        }
+        for (sidecar, size) in both.into_iter().zip(size) {
             let grown = state_size(sidecar);
-            assert!(grown <= 2 * size[index].max(STORE), "{grown} from {size:?}");
+            assert!(grown <= 2 * size.max(STORE), "{grown} from {size}");
         }
         let seen = self.pair.wire().key_ids();
-        assert!(
-            seen.is_superset(&ids),
-            "{seen:?} on the wire, not all of {ids:?}"
-        );
+        let mut expected = BTreeSet::new();
+        for generation in first..=last {
+            let id = ids.get(&generation);
+            assert!(
+                id.is_some_and(|id| seen.contains(id) && expected.insert(*id)),
+                "generation {generation}: KeyID {id:?} of {ids:?}, on the wire {seen:?}"
+            );
+        }
     }
 
-    /// Withdraws and announces all routes until `done` gives a value, which gets the time passed,
-    /// and notes what keys carry. In the end they are announced.
-    fn churn(
-        &self,
-        tallies: &mut [Tally; 2],
-        limit: Duration,
-        done: impl Fn(Duration) -> Result<u64, String>,
-    ) -> u64 {
+    /// Withdraws and announces all routes until both ends have proven generation `least`, and notes
+    /// the KeyIDs of generations. Gives the last one proven, with all routes announced.
+    fn churn(&self, ids: &mut BTreeMap<u64, u64>, least: u64, limit: Duration) -> u64 {
         let began = Instant::now();
         for announcing in [false, true].into_iter().cycle() {
             for daemon in [&self.a, &self.b] {
                 let moved = daemon.announce(announcing);
                 moved.unwrap_or_else(|error| panic!("{error}"));
             }
-            for (tally, sidecar) in tallies.iter_mut().zip(self.pair.both()) {
-                let looked = tally.look(sidecar);
-                looked.unwrap_or_else(|error| panic!("{error}"));
+            for sidecar in self.pair.both() {
+                let keys = sidecar.agreed_keys();
+                let keys = keys.unwrap_or_else(|error| panic!("{error}"));
+                for key in keys {
+                    let known = *ids.entry(key.generation).or_insert(key.id);
+                    assert_eq!(known, key.id, "KeyIDs of generation {}", key.generation);
+                }
             }
-            match done(began.elapsed()) {
-                Ok(value) if announcing => return value,
-                Err(last) if began.elapsed() > limit => panic!("not within {limit:?}: {last}"),
+            match self.pair.proven(least) {
+                Ok(last) if announcing => return last,
+                Err(why) if began.elapsed() > limit => panic!("not within {limit:?}: {why}"),
                 _ => std::thread::sleep(CHURN),
             }
         }
@@ -514,42 +518,6 @@ pub fn refused_for_key(sidecar: &Sidecar) -> BTreeMap<String, u64> {
         .into_iter()
         .chain(of_sessions)
         .collect()
-}
-
-/// Generations and what was counted for each: the highest counts of all looks.
-#[derive(Debug, Default)]
-pub struct Tally(BTreeMap<u64, (u64, u64, u64)>);
-
-impl Tally {
-    /// Takes the counts of the keys that `sidecar` has now.
-    ///
-    /// # Errors
-    /// When it does not answer.
-    pub fn look(&mut self, sidecar: &Sidecar) -> Result<(), String> {
-        for key in sidecar.agreed_keys()? {
-            let (_, here, there) = self.0.entry(key.generation).or_insert((key.id, 0, 0));
-            *here = (*here).max(key.here);
-            *there = (*there).max(key.there);
-        }
-        Ok(())
-    }
-
-    /// Asserts that segments were verified with the keys of all `generations`, here and there,
-    /// and that no KeyID was used twice. Gives the KeyIDs.
-    ///
-    /// # Panics
-    /// When one carried nothing.
-    pub fn assert_carried(&self, generations: RangeInclusive<u64>) -> BTreeSet<u64> {
-        let mut ids = BTreeSet::new();
-        for generation in generations {
-            let counts = self.0.get(&generation);
-            let Some((id, 1.., 1..)) = counts else {
-                panic!("generation {generation}: {counts:?} of {:?}", self.0);
-            };
-            assert!(ids.insert(*id), "KeyID {id} came twice: {:?}", self.0);
-        }
-        ids
-    }
 }
 
 /// Octets of all files in the state folder of a sidecar.

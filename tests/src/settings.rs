@@ -79,10 +79,11 @@ pub fn opening_blackouts() -> Blackout {
     )
 }
 
-/// How long keys roll over under route churn, and how often they must: `interval` is 10 s.
+/// How many changes of keys there are under route churn, and how long they may take: `interval` is
+/// 10 s.
 #[must_use]
-pub fn rolling() -> (Duration, u64) {
-    either((Duration::from_secs(90), 8), (Duration::from_secs(600), 60))
+pub fn rolling() -> (u64, Duration) {
+    either((8, Duration::from_secs(90)), (60, Duration::from_secs(600)))
 }
 
 /// How often a sidecar is killed at a random moment while keys roll over.

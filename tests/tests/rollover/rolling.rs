@@ -14,8 +14,8 @@ use super::{ENGINE, session};
 #[test]
 fn keys_roll_over_under_route_churn() {
     let session = session(Terms::default());
-    let (span, least) = rolling();
-    session.roll_under_churn(span, least);
+    let (changes, limit) = rolling();
+    session.roll_under_churn(changes, limit);
     let wire = session.pair.wire();
     assert_eq!(wire.count("unsigned"), 0, "{wire:?}");
 }

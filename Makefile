@@ -36,7 +36,7 @@ doc: ## Documentation, warnings denied
 	@RUSTDOCFLAGS="-D warnings" $(STAGE) "docs" cargo doc --no-deps
 
 unit: ## Unit, vector, property and simulated-pair tests
-	@$(STAGE) "unit tests" cargo test --workspace --exclude ao-tests --exclude ao-bench
+	@$(STAGE) "unit tests" scripts/unit-tests
 
 namespaces: root build ## Real daemons, attacks, restarts in network namespaces
 	@AO_BIN_DIR=$(BIN) $(STAGE) "namespace tests" scripts/namespace-tests

@@ -9,14 +9,18 @@ use ao_tests::progress;
 use ao_tests::rollover::refused_for_key;
 use ao_tests::sidecar::{ALGORITHMS, Expiry, Key, Lifetime, PeerConfig, Sidecar};
 use ao_tests::topology::{INTERFACE, Lan};
+use ao_tests::wait;
 use serde_json::{Value, json};
 
 use super::kernel_ao::{Ends, in_kernel, kernel_counter};
 
-/// How long each key is sent; programs take seconds to start in the lab.
+/// How long each key is sent, from when the sessions are up.
 const TERM: Duration = Duration::from_secs(20);
 
 const LONG: Duration = Duration::from_secs(3600);
+
+/// Both sessions come up within it; programs take seconds to start in the lab.
+const UP: Duration = Duration::from_secs(90);
 
 /// Keys one after the other, the first of which ends a term after `now`.
 fn chain(now: SystemTime) -> Vec<Key> {
@@ -37,28 +41,33 @@ fn chain(now: SystemTime) -> Vec<Key> {
 }
 
 /// The engine with one address of host b, the kernel backend with another, both at once: data goes
-/// one way and then the other while keys change.
+/// one way and then the other while keys change by a calendar that a reload has brought.
 #[test]
 #[ignore = "needs the lab's kernel"]
 fn keys_change_by_the_calendar_against_a_plain_kernel() {
     let lan = Lan::new();
     let capture = Capture::start(&lan.wire, Lan::PORT_A, "tcp port 179");
-    let now = SystemTime::now();
-    let keys = chain(now);
+    let keys = chain(SystemTime::now());
     let backends = [("userspace", "10.0.0.2"), ("kernel", "10.0.0.12")];
     lan.b
         .namespace
         .ip(&format!("addr add 10.0.0.12/24 dev {INTERFACE}"));
-    let peers = backends.map(|(datapath, address)| PeerConfig {
-        keys: keys.clone(),
-        expiry: Some(Expiry {
-            tolerance: "3s",
-            then: "keep",
-        }),
-        datapath: Some(datapath),
-        ..PeerConfig::new(address, Key::default())
-    });
-    let sidecar = Sidecar::start_with_datapath(&lan.a.namespace, "auto", &peers);
+    let peers = |keys: &[Key]| {
+        backends.map(|(datapath, address)| PeerConfig {
+            keys: keys.to_vec(),
+            expiry: Some(Expiry {
+                tolerance: "3s",
+                then: "keep",
+            }),
+            datapath: Some(datapath),
+            ..PeerConfig::new(address, Key::default())
+        })
+    };
+    let lasting = Key {
+        lifetime: None,
+        ..keys[0].clone()
+    };
+    let mut sidecar = Sidecar::start_with_datapath(&lan.a.namespace, "auto", &peers(&[lasting]));
     let mirrored: Value = keys.iter().map(|key| in_kernel(&key.mirrored())).collect();
     let all = backends.map(|(datapath, address)| {
         let at_a = match datapath {
@@ -72,6 +81,15 @@ fn keys_change_by_the_calendar_against_a_plain_kernel() {
         let seconds = (TERM * 3 / 2).as_secs().to_string();
         Ends::start((&at_b, server), (&at_a, client), &["--seconds", &seconds])
     });
+    wait::until("both sessions", UP, || {
+        let sessions = sidecar.ask("sessions");
+        let all = sessions.as_array().into_iter().flatten();
+        all.filter(|session| session["state"] == "established")
+            .count()
+            == 2
+    });
+    let now = SystemTime::now();
+    sidecar.reload(&peers(&chain(now)));
     let said = all.map(Ends::finish);
     let a = lan.a.v4.to_string();
     let of_backend = |(_, b): (&str, &str)| {
@@ -98,7 +116,8 @@ fn keys_change_by_the_calendar_against_a_plain_kernel() {
     assert!(now.elapsed().is_ok_and(|passed| passed > 2 * TERM));
     for name in ["TCPAOBad", "TCPAOKeyNotFound", "TCPAORequired"] {
         for host in [&lan.a, &lan.b] {
-            assert_eq!(kernel_counter(&host.namespace, name), 0, "{name}");
+            let count = kernel_counter(&host.namespace, name);
+            assert_eq!(count, 0, "{name} at {}", host.namespace.name());
         }
     }
     // A kernel that has closed answers with the key it is asked for. The far end asks for the first

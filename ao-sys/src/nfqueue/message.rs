@@ -154,11 +154,12 @@ pub(super) fn begin(out: &mut Vec<u8>, kind: u16, flags: u16, queue: u16) {
     out.extend_from_slice(&queue.to_be_bytes());
 }
 
-/// Appends an attribute, padded.
+/// Appends an attribute, padded. By its own length: where it stands in `out` says nothing, as
+/// packets that belong in between are sent from elsewhere.
 pub(super) fn put(out: &mut Vec<u8>, kind: i32, value: &[u8]) {
     open_attribute(out, kind, value.len());
     out.extend_from_slice(value);
-    out.resize(aligned(out.len()), 0);
+    out.resize(out.len() + aligned(value.len()) - value.len(), 0);
 }
 
 /// Appends the header of an attribute whose value of `length` octets follows elsewhere.

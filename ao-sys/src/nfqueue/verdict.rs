@@ -238,23 +238,127 @@ impl<'a> Verdicts<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
     use super::*;
 
-    /// Type, verdict, ID and mark of each message, payloads left out.
-    fn decode(buffer: &VerdictBuffer) -> Vec<(u16, u32, u32, Option<u32>)> {
-        let word = |at: usize| buffer.headers[at..at + 4].try_into().unwrap();
-        let mut messages = Vec::new();
-        let mut at = 0;
-        while at < buffer.headers.len() {
-            let length = u32::from_ne_bytes(word(at)) as usize;
-            let kind = u16::from_ne_bytes(buffer.headers[at + 4..at + 6].try_into().unwrap());
-            let verdict = u32::from_be_bytes(word(at + 24));
-            let id = u32::from_be_bytes(word(at + 28));
-            let mark = (length >= 40).then(|| u32::from_be_bytes(word(at + 36)));
-            messages.push((kind & 0xff, verdict, id, mark));
-            at += length;
+    /// What the kernel reads of a message: type, verdict, ID, mark and contents.
+    type Told = (u16, u32, u32, Option<u32>, Option<Vec<u8>>);
+
+    /// Reads messages as the kernel does, which believes their lengths and passes over what it
+    /// cannot read; here that is an error.
+    fn read(mut octets: &[u8]) -> Vec<Told> {
+        let half = |octets: &[u8], at: usize| u16::from_ne_bytes([octets[at], octets[at + 1]]);
+        let word = |octets: &[u8]| u32::from_be_bytes(octets.try_into().expect("four octets"));
+        let mut all = Vec::new();
+        while !octets.is_empty() {
+            let length = u32::from_ne_bytes(octets[..4].try_into().expect("a length")) as usize;
+            let kind = half(octets, 4) & 0xff;
+            let mut attributes = &octets[20..length];
+            let (mut settled, mut mark, mut contents) = (None, None, None);
+            while !attributes.is_empty() {
+                let size = usize::from(half(attributes, 0));
+                let value = &attributes[message::ATTRIBUTE_HEADER..size];
+                match i32::from(half(attributes, 2)) {
+                    libc::NFQA_VERDICT_HDR => {
+                        settled = Some((word(&value[..4]), word(&value[4..])));
+                    }
+                    libc::NFQA_MARK => mark = Some(word(value)),
+                    libc::NFQA_PAYLOAD => contents = Some(value.to_vec()),
+                    other => panic!("attribute {other}"),
+                }
+                attributes = &attributes[message::aligned(size).min(attributes.len())..];
+            }
+            let (verdict, id) = settled.expect("a verdict");
+            all.push((kind, verdict, id, mark, contents));
+            octets = &octets[message::aligned(length)..];
         }
-        messages
+        all
+    }
+
+    /// The same of verdicts that replace nothing.
+    fn decode(buffer: &VerdictBuffer) -> Vec<(u16, u32, u32, Option<u32>)> {
+        let told = read(&buffer.headers).into_iter();
+        told.map(|(kind, verdict, id, mark, contents)| {
+            assert_eq!(contents, None);
+            (kind, verdict, id, mark)
+        })
+        .collect()
+    }
+
+    /// What becomes of a packet.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    enum Fate {
+        Passes(Option<u32>),
+        PassesAs(Option<u32>, Vec<u8>),
+        Dropped,
+        /// Its message was never read, and nothing is said of it.
+        Unread,
+    }
+
+    fn any_fate() -> impl Strategy<Value = Fate> {
+        let mark = proptest::option::of(any::<u32>());
+        prop_oneof![
+            mark.clone().prop_map(Fate::Passes),
+            (mark, proptest::collection::vec(any::<u8>(), 1..40))
+                .prop_map(|(mark, contents)| Fate::PassesAs(mark, contents)),
+            Just(Fate::Dropped),
+            Just(Fate::Unread),
+        ]
+    }
+
+    proptest! {
+        /// Whatever lengths come together: the kernel finds each verdict, and nothing passes by
+        /// one that was not its own.
+        #[test]
+        fn each_packet_gets_its_own_verdict(fates in proptest::collection::vec(any_fate(), 1..40)) {
+            let mut buffer = VerdictBuffer::default();
+            let mut payloads = Vec::new();
+            for (id, fate) in (1..).zip(&fates) {
+                match fate {
+                    Fate::Passes(mark) => buffer.settle(id, ACCEPT, *mark),
+                    Fate::Dropped => buffer.settle(id, DROP, None),
+                    Fate::PassesAs(mark, contents) => {
+                        buffer.replace(id, *mark, contents.len());
+                        payloads.push(contents);
+                    }
+                    Fate::Unread => {}
+                }
+            }
+            buffer.end_run();
+            let mut octets = Vec::new();
+            let mut from = 0;
+            for (&cut, contents) in buffer.cuts.iter().zip(payloads) {
+                octets.extend_from_slice(&buffer.headers[from..cut]);
+                octets.extend_from_slice(contents);
+                from = cut;
+            }
+            octets.extend_from_slice(&buffer.headers[from..]);
+
+            let mut waiting: BTreeMap<u32, &Fate> = (1..).zip(&fates).collect();
+            for (kind, verdict, id, mark, contents) in read(&octets) {
+                let fate = match (verdict, contents) {
+                    (ACCEPT, None) => Fate::Passes(mark),
+                    (ACCEPT, Some(contents)) => Fate::PassesAs(mark, contents),
+                    _ => Fate::Dropped,
+                };
+                let mut left = waiting.split_off(&(id + 1));
+                if kind == SINGLE {
+                    let settled = waiting.remove(&id);
+                    left.append(&mut waiting);
+                    prop_assert_eq!(settled, Some(&fate));
+                } else {
+                    for told in waiting.values() {
+                        prop_assert!(**told == fate || **told == Fate::Unread, "{:?}", told);
+                    }
+                }
+                waiting = left;
+            }
+            // The last ones are in a gap once another one comes.
+            prop_assert!(waiting.values().all(|fate| **fate == Fate::Unread), "{:?}", waiting);
+        }
     }
 
     const SINGLE: u16 = VERDICT & 0xff;

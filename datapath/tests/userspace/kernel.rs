@@ -73,6 +73,18 @@ impl Loopback {
         );
     }
 
+    /// The packets of the batch with their text in upper case.
+    fn in_upper_case(&mut self) -> Vec<Vec<u8>> {
+        let slots: Vec<&mut [u8]> = self.arena.slots().collect();
+        let packets = self.batch.iter().map(|queued| {
+            let mut packet = slots[queued.slot][queued.payload.clone()].to_vec();
+            packet[DATA..].make_ascii_uppercase();
+            packet[26..28].fill(0); // no UDP check sum
+            packet
+        });
+        packets.collect()
+    }
+
     fn receive(&self) -> String {
         let mut buffer = [0; 2048];
         let count = self.receiver.recv(&mut buffer).unwrap();
@@ -105,16 +117,11 @@ fn packets_pass_change_and_end_in_the_queue() {
         assert_eq!((loopback.batch[0].id, loopback.batch[0].hook), (1, 1));
         assert_eq!((loopback.batch[0].input, loopback.batch[0].output), (1, 0));
 
-        let slots: Vec<&mut [u8]> = loopback.arena.slots().collect();
-        let mut changed = slots[loopback.batch[1].slot][loopback.batch[1].payload.clone()].to_vec();
-        assert_eq!(&changed[DATA..], b"modify");
-        changed[DATA..].copy_from_slice(b"MODIFY");
-        changed[26..28].fill(0); // no UDP check sum
-
+        let changed = loopback.in_upper_case();
         let mut buffer = VerdictBuffer::default();
         let mut verdicts = Verdicts::new(&loopback.queue, &mut buffer);
         verdicts.accept(1, None);
-        verdicts.replace(2, Some(8), &changed);
+        verdicts.replace(2, Some(8), &changed[1]);
         verdicts.drop(3);
         verdicts.accept(4, Some(9));
         verdicts.send().unwrap();
@@ -126,6 +133,42 @@ fn packets_pass_change_and_end_in_the_queue() {
     assert_eq!(
         namespace.matched("iptables-legacy", "-L INPUT", "marked"),
         2
+    );
+}
+
+/// Verdicts of one message, whose packets begin and end at any octet.
+#[test]
+fn packets_of_any_length_change_beside_each_other() {
+    let namespace = queued_loopback();
+    namespace.run(|| {
+        let mut loopback = Loopback::new();
+        let texts = [
+            "a", "bc", "def", "ghij", "klm", "n", "op", "q", "rst", "uvw",
+        ];
+        loopback.send(&texts);
+        loopback.take();
+        let changed = loopback.in_upper_case();
+        assert_eq!(changed.len(), texts.len());
+        let mut buffer = VerdictBuffer::default();
+        let mut verdicts = Verdicts::new(&loopback.queue, &mut buffer);
+        for (index, (queued, changed)) in loopback.batch.iter().zip(&changed).enumerate() {
+            match index % 4 {
+                3 => verdicts.accept(queued.id, Some(8)),
+                _ => verdicts.replace(queued.id, Some(8), changed),
+            }
+        }
+        verdicts.send().unwrap();
+        let arrived: Vec<String> = texts.iter().map(|_| loopback.receive()).collect();
+        assert_eq!(
+            arrived,
+            [
+                "A", "BC", "DEF", "ghij", "KLM", "N", "OP", "q", "RST", "UVW"
+            ]
+        );
+    });
+    assert_eq!(
+        namespace.matched("iptables-legacy", "-L INPUT", "marked"),
+        10
     );
 }
 

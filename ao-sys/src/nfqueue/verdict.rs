@@ -23,8 +23,6 @@ pub struct VerdictBuffer {
     cuts: Vec<usize>,
     /// Every packet up to this number has its verdict, in `run` at the latest.
     settled: u32,
-    /// What `settled` was when stragglers were last dropped.
-    swept: u32,
     /// Verdicts that are not in `headers` yet.
     run: Option<Run>,
     /// Number of the queue.
@@ -42,7 +40,8 @@ struct Run {
 
 impl VerdictBuffer {
     /// Adds the verdict on a packet that passes as it is, or not at all. Only drops are batched: a
-    /// batch holds for every older packet, too, and the kernel may have missed the verdict on one.
+    /// batch holds for every older packet, too, and one whose own verdict did not reach the kernel
+    /// must not pass by it.
     fn settle(&mut self, id: u32, verdict: u32, mark: Option<u32>) {
         if let Some(run) = &mut self.run
             && verdict == DROP
@@ -124,24 +123,6 @@ impl VerdictBuffer {
     fn clear(&mut self) {
         self.headers.clear();
         self.cuts.clear();
-    }
-
-    /// Drops what still waits although it has had its verdict, if there were verdicts since the
-    /// last time. Kernels that look packets up by a hash (Linux 6.12 as Debian has it) miss one now
-    /// and then; the local TCP does not send a segment again that still waits in a queue, so its
-    /// connection would hang.
-    ///
-    /// # Errors
-    /// When the kernel does not take the message.
-    pub fn drop_stragglers(&mut self, queue: &Queue) -> io::Result<()> {
-        if self.swept == self.settled {
-            return Ok(());
-        }
-        self.swept = self.settled;
-        self.put(VERDICT_BATCH, DROP, self.settled, None);
-        let sent = queue.send(&[IoSlice::new(&self.headers)]);
-        self.clear();
-        sent
     }
 }
 
@@ -226,11 +207,14 @@ impl<'a> Verdicts<'a> {
         self.payloads.clear();
         self.payload_octets = 0;
         if let Err(error) = sent {
-            // What has no verdict would fill the queue, so it is dropped; this message is tiny.
+            // What has no verdict would fill the queue, so it is dropped. This message is tiny; if
+            // not even that is taken, it goes ahead of the next verdicts.
             self.buffer
                 .put(VERDICT_BATCH, DROP, self.buffer.settled, None);
             let retry = self.queue.send(&[IoSlice::new(&self.buffer.headers)]);
-            self.buffer.clear();
+            if retry.is_ok() {
+                self.buffer.clear();
+            }
             self.outcome = retry.and(Err(error));
         }
     }

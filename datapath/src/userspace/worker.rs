@@ -244,7 +244,6 @@ impl Worker {
                 ticked = Instant::now();
                 self.engine.tick(self.shared.now());
                 self.record(&mut []);
-                self.drop_stragglers(&mut buffers.encoded);
                 self.log.update(&self.engine);
             }
         }
@@ -473,12 +472,6 @@ impl Worker {
             if *verdict == Verdict::Transmit {
                 self.transmit(packet.link, packet.buf.bytes());
             }
-        }
-    }
-
-    fn drop_stragglers(&self, encoded: &mut VerdictBuffer) {
-        if let Err(error) = encoded.drop_stragglers(&self.queue) {
-            tracing::error!(queue = self.counts.number, %error, "stragglers were not dropped");
         }
     }
 

@@ -1,6 +1,6 @@
 //! A process that saves without pause is killed again and again; whatever it had saved is there.
 //!
-//! Without libtest: the same program, called with a folder, is the process that is killed.
+//! With a `main` of its own: the same program, given a folder, is the process that is killed.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -14,6 +14,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use std::{env, fs, io, thread};
 
+use libtest_mimic::{Arguments, Trial};
+
 use keymgr::secret::{Secret, SecretKind, SecretName};
 use keymgr::store::{Entry, FILE_NAME, SealingKey, Store};
 
@@ -21,10 +23,14 @@ const KILLS: u64 = 60;
 const PEERS: [&str; 2] = ["as64501", "as64502"];
 
 fn main() {
-    match env::var_os("AO_STORE_KILL_FOLDER") {
-        Some(folder) => save_for_ever(Path::new(&folder)),
-        None => kill_again_and_again(),
+    if let Some(folder) = env::var_os("AO_STORE_KILL_FOLDER") {
+        return save_for_ever(Path::new(&folder));
     }
+    let test = Trial::test("killed_in_a_save_it_is_as_before_or_after", || {
+        kill_again_and_again();
+        Ok(())
+    });
+    libtest_mimic::run(&Arguments::from_args(), vec![test]).exit();
 }
 
 fn open(folder: &Path) -> Store {

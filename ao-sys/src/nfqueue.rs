@@ -2,8 +2,8 @@
 //!
 //! The kernel numbers the packets of a queue one by one, and a batch verdict settles *every*
 //! packet up to the number it names. So that no packet is ever released by a verdict meant for
-//! another, [`Verdicts`] takes verdicts in the order of the numbers and drops whatever lies in a
-//! gap: a message that was truncated or could not be read is refused, never let through.
+//! another, only drops go in batches. [`Verdicts`] takes verdicts in the order of the numbers and
+//! drops whatever lies in a gap: a message that was truncated or could not be read is refused.
 
 use std::io;
 use std::ops::Range;
@@ -140,10 +140,13 @@ impl Queue {
         bind_netlink(&socket).map_err(failed)?;
 
         let queue = Self { socket, number };
-        let request = message::configuration(number, COPY_RANGE, length);
-        queue.send(&[io::IoSlice::new(&request)]).map_err(failed)?;
+        let ask = |request: &[u8]| queue.send(&[io::IoSlice::new(request)]).map_err(failed);
+        ask(&message::binding(number, length))?;
         match queue.acknowledgement().map_err(failed)? {
-            0 => Ok(queue),
+            0 => {
+                ask(&message::opening(number, COPY_RANGE))?;
+                Ok(queue)
+            }
             libc::EPERM | libc::EBUSY => Err(match holder(number) {
                 Some(holder) => BindError::Held { number, holder },
                 None => BindError::Permission(number),
@@ -248,8 +251,8 @@ impl Queue {
         }
     }
 
-    /// Waits for the answer to the configuration request: 0 or an error number. Packets cannot
-    /// overtake it, as they only come once the queue exists.
+    /// Waits for the answer to the request that creates the queue: 0 or an error number. No packet
+    /// overtakes it, as the queue takes none before it is opened.
     fn acknowledgement(&self) -> io::Result<c_int> {
         let mut answer = [0_u8; 512];
         loop {

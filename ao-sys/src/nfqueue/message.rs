@@ -118,8 +118,8 @@ fn header(message: &[u8]) -> Option<(u16, usize)> {
     (length >= NLMSG_HEADER && length <= message.len()).then_some((kind, length))
 }
 
-/// The request that creates a queue and sets it up, answered by an acknowledgement.
-pub(super) fn configuration(queue: u16, copy_range: u32, length: u32) -> Vec<u8> {
+/// The request that creates a queue, answered by an acknowledgement. It takes no packet yet.
+pub(super) fn binding(queue: u16, length: u32) -> Vec<u8> {
     let mut message = Vec::with_capacity(64);
     begin(&mut message, CONFIG, libc::NLM_F_ACK as u16, queue);
     // nfqnl_msg_config_cmd: command, padding, protocol family.
@@ -128,17 +128,25 @@ pub(super) fn configuration(queue: u16, copy_range: u32, length: u32) -> Vec<u8>
         libc::NFQA_CFG_CMD,
         &[libc::NFQNL_CFG_CMD_BIND as u8, 0, 0, 0],
     );
+    put(
+        &mut message,
+        libc::NFQA_CFG_QUEUE_MAXLEN,
+        &length.to_be_bytes(),
+    );
+    finish(&mut message, 0, 0);
+    message
+}
+
+/// The request from which on a queue takes packets, to copy so much of them.
+pub(super) fn opening(queue: u16, copy_range: u32) -> Vec<u8> {
+    let mut message = Vec::with_capacity(64);
+    begin(&mut message, CONFIG, 0, queue);
     // nfqnl_msg_config_params: range, mode; packed.
     let [a, b, c, d] = copy_range.to_be_bytes();
     put(
         &mut message,
         libc::NFQA_CFG_PARAMS,
         &[a, b, c, d, libc::NFQNL_COPY_PACKET as u8],
-    );
-    put(
-        &mut message,
-        libc::NFQA_CFG_QUEUE_MAXLEN,
-        &length.to_be_bytes(),
     );
     finish(&mut message, 0, 0);
     message
@@ -222,18 +230,23 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_request_has_the_kernels_layout() {
+    fn the_requests_have_the_kernels_layout() {
         if cfg!(target_endian = "big") {
             return;
         }
         let expected: &[u8] = &[
-            48, 0, 0, 0, 0x02, 0x03, 0x05, 0, 0, 0, 0, 0, 0, 0, 0, 0, // nlmsghdr
+            36, 0, 0, 0, 0x02, 0x03, 0x05, 0, 0, 0, 0, 0, 0, 0, 0, 0, // nlmsghdr
             0, 0, 0x01, 0x02, // nfgenmsg, queue 258
             8, 0, 1, 0, 1, 0, 0, 0, // NFQA_CFG_CMD
-            9, 0, 2, 0, 0, 0, 0xff, 0xff, 2, 0, 0, 0, // NFQA_CFG_PARAMS
             8, 0, 3, 0, 0, 0, 0x04, 0, // NFQA_CFG_QUEUE_MAXLEN
         ];
-        assert_eq!(configuration(258, 0xffff, 1024), expected);
+        assert_eq!(binding(258, 1024), expected);
+        let expected: &[u8] = &[
+            32, 0, 0, 0, 0x02, 0x03, 0x01, 0, 0, 0, 0, 0, 0, 0, 0, 0, // nlmsghdr
+            0, 0, 0x01, 0x02, // nfgenmsg, queue 258
+            9, 0, 2, 0, 0, 0, 0xff, 0xff, 2, 0, 0, 0, // NFQA_CFG_PARAMS
+        ];
+        assert_eq!(opening(258, 0xffff), expected);
     }
 
     #[test]

@@ -21,44 +21,35 @@ pub struct VerdictBuffer {
     headers: Vec<u8>,
     /// Where in `headers` the packets belong, in order.
     cuts: Vec<usize>,
-    /// Every packet up to this number has its verdict, in `run` at the latest.
+    /// Every packet up to this number has its verdict, in `drops` at the latest.
     settled: u32,
-    /// Verdicts that are not in `headers` yet.
-    run: Option<Run>,
+    /// The first and the last of the packets to drop whose verdict is not in `headers` yet.
+    drops: Option<(u32, u32)>,
     /// Number of the queue.
     queue: u16,
 }
 
-/// Packets with consecutive numbers and the same verdict.
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    first: u32,
-    last: u32,
-    verdict: u32,
-    mark: Option<u32>,
-}
-
 impl VerdictBuffer {
-    /// Adds the verdict on a packet that passes as it is, or not at all. Only drops are batched: a
-    /// batch holds for every older packet, too, and one whose own verdict did not reach the kernel
-    /// must not pass by it.
-    fn settle(&mut self, id: u32, verdict: u32, mark: Option<u32>) {
-        if let Some(run) = &mut self.run
-            && verdict == DROP
-            && id == run.last.wrapping_add(1)
-            && (verdict, mark) == (run.verdict, run.mark)
-        {
-            run.last = id;
-            self.settled = id;
-            return;
-        }
+    /// Adds a message that lets packet `id` pass as it is. Only drops are batched: a batch holds for
+    /// every older packet, too, and one whose own verdict did not reach the kernel must not pass by
+    /// it.
+    fn accept(&mut self, id: u32, mark: Option<u32>) {
         self.advance_to(id);
-        self.run = Some(Run {
-            first: id,
-            last: id,
-            verdict,
-            mark,
-        });
+        self.put(VERDICT, ACCEPT, id, mark);
+    }
+
+    /// Adds the verdict on a packet that does not pass.
+    fn drop(&mut self, id: u32) {
+        match &mut self.drops {
+            Some((_, last)) if id == last.wrapping_add(1) => {
+                *last = id;
+                self.settled = id;
+            }
+            _ => {
+                self.advance_to(id);
+                self.drops = Some((id, id));
+            }
+        }
     }
 
     /// Adds a message that lets packet `id` pass with other contents, `length` octets that the
@@ -73,11 +64,10 @@ impl VerdictBuffer {
         self.headers.resize(self.headers.len() + padding, 0);
     }
 
-    /// Ends the run, and drops what lies between the last settled packet and `id`: packets whose
-    /// message never reached us in a readable form. Without this, a later batch verdict would
-    /// release them.
+    /// Ends a run of drops, and drops what lies between the last settled packet and `id`: packets
+    /// whose message never reached us in a readable form, and which would wait for ever.
     fn advance_to(&mut self, id: u32) {
-        self.end_run();
+        self.end_drops();
         let before = id.wrapping_sub(1);
         if before.wrapping_sub(self.settled).cast_signed() > 0 {
             self.put(VERDICT_BATCH, DROP, before, None);
@@ -85,20 +75,14 @@ impl VerdictBuffer {
         self.settled = id;
     }
 
-    fn end_run(&mut self) {
-        if let Some(Run {
-            first,
-            last,
-            verdict,
-            mark,
-        }) = self.run.take()
-        {
+    fn end_drops(&mut self) {
+        if let Some((first, last)) = self.drops.take() {
             let kind = if first == last {
                 VERDICT
             } else {
                 VERDICT_BATCH
             };
-            self.put(kind, verdict, last, mark);
+            self.put(kind, DROP, last, None);
         }
     }
 
@@ -154,7 +138,7 @@ impl<'a> Verdicts<'a> {
 
     /// Lets a packet pass as it came, with another mark if given.
     pub fn accept(&mut self, id: u32, mark: Option<u32>) {
-        self.buffer.settle(id, ACCEPT, mark);
+        self.buffer.accept(id, mark);
     }
 
     /// Lets a packet pass with other contents, and with another mark if given. Contents that no
@@ -173,7 +157,7 @@ impl<'a> Verdicts<'a> {
 
     /// Drops a packet.
     pub fn drop(&mut self, id: u32) {
-        self.buffer.settle(id, DROP, None);
+        self.buffer.drop(id);
     }
 
     /// Hands the verdicts to the kernel.
@@ -181,7 +165,7 @@ impl<'a> Verdicts<'a> {
     /// # Errors
     /// When the kernel did not take them all; the packets concerned are dropped.
     pub fn send(mut self) -> io::Result<()> {
-        self.buffer.end_run();
+        self.buffer.end_drops();
         self.flush();
         self.outcome
     }
@@ -208,7 +192,7 @@ impl<'a> Verdicts<'a> {
         self.payload_octets = 0;
         if let Err(error) = sent {
             // What has no verdict would fill the queue, so it is dropped. This message is tiny; if
-            // not even that is taken, it goes ahead of the next verdicts.
+            // not even that is taken, it goes out with the next call.
             self.buffer
                 .put(VERDICT_BATCH, DROP, self.buffer.settled, None);
             let retry = self.queue.send(&[IoSlice::new(&self.buffer.headers)]);
@@ -302,8 +286,8 @@ mod tests {
             let mut payloads = Vec::new();
             for (id, fate) in (1..).zip(&fates) {
                 match fate {
-                    Fate::Passes(mark) => buffer.settle(id, ACCEPT, *mark),
-                    Fate::Dropped => buffer.settle(id, DROP, None),
+                    Fate::Passes(mark) => buffer.accept(id, *mark),
+                    Fate::Dropped => buffer.drop(id),
                     Fate::PassesAs(mark, contents) => {
                         buffer.replace(id, *mark, contents.len());
                         payloads.push(contents);
@@ -311,7 +295,7 @@ mod tests {
                     Fate::Unread => {}
                 }
             }
-            buffer.end_run();
+            buffer.end_drops();
             let mut octets = Vec::new();
             let mut from = 0;
             for (&cut, contents) in buffer.cuts.iter().zip(payloads) {
@@ -335,7 +319,8 @@ mod tests {
                     prop_assert_eq!(settled, Some(&fate));
                 } else {
                     for told in waiting.values() {
-                        prop_assert!(**told == fate || **told == Fate::Unread, "{:?}", told);
+                        let unread = **told == Fate::Unread && fate == Fate::Dropped;
+                        prop_assert!(**told == fate || unread, "{:?}", told);
                     }
                 }
                 waiting = left;
@@ -352,12 +337,12 @@ mod tests {
     fn a_run_of_drops_is_one_message_and_accepts_are_one_each() {
         let mut buffer = VerdictBuffer::default();
         for id in 1..=5 {
-            buffer.settle(id, DROP, None);
+            buffer.drop(id);
         }
         for id in 6..=7 {
-            buffer.settle(id, ACCEPT, Some(8));
+            buffer.accept(id, Some(8));
         }
-        buffer.end_run();
+        buffer.end_drops();
         assert_eq!(
             decode(&buffer),
             [
@@ -369,13 +354,13 @@ mod tests {
     }
 
     #[test]
-    fn another_mark_or_verdict_ends_a_run() {
+    fn a_drop_after_accepts_is_not_theirs() {
         let mut buffer = VerdictBuffer::default();
-        buffer.settle(1, ACCEPT, None);
-        buffer.settle(2, ACCEPT, Some(8));
-        buffer.settle(3, DROP, None);
-        buffer.settle(4, DROP, None);
-        buffer.end_run();
+        buffer.accept(1, None);
+        buffer.accept(2, Some(8));
+        buffer.drop(3);
+        buffer.drop(4);
+        buffer.end_drops();
         assert_eq!(
             decode(&buffer),
             [
@@ -389,10 +374,10 @@ mod tests {
     #[test]
     fn a_gap_is_dropped_before_a_later_packet_is_accepted() {
         let mut buffer = VerdictBuffer::default();
-        buffer.settle(1, ACCEPT, None);
-        buffer.settle(4, ACCEPT, None);
-        buffer.settle(5, ACCEPT, None);
-        buffer.end_run();
+        buffer.accept(1, None);
+        buffer.accept(4, None);
+        buffer.accept(5, None);
+        buffer.end_drops();
         assert_eq!(
             decode(&buffer),
             [
@@ -407,8 +392,8 @@ mod tests {
     #[test]
     fn an_unread_first_packet_is_dropped() {
         let mut buffer = VerdictBuffer::default();
-        buffer.settle(2, ACCEPT, None);
-        buffer.end_run();
+        buffer.accept(2, None);
+        buffer.end_drops();
         assert_eq!(
             decode(&buffer),
             [(BATCH, DROP, 1, None), (SINGLE, ACCEPT, 2, None)]
@@ -421,10 +406,10 @@ mod tests {
             settled: u32::MAX - 1,
             ..Default::default()
         };
-        buffer.settle(u32::MAX, ACCEPT, None);
-        buffer.settle(0, ACCEPT, None);
-        buffer.settle(2, ACCEPT, None);
-        buffer.end_run();
+        buffer.accept(u32::MAX, None);
+        buffer.accept(0, None);
+        buffer.accept(2, None);
+        buffer.end_drops();
         assert_eq!(
             decode(&buffer),
             [

@@ -476,7 +476,7 @@ impl Worker {
         }
     }
 
-    /// Says what the kernel did not take last time; mostly that is nothing.
+    /// Sends what the kernel did not take last time; mostly that is nothing.
     fn finish_verdicts(&self, encoded: &mut VerdictBuffer) {
         if let Err(error) = Verdicts::new(&self.queue, encoded).send() {
             tracing::error!(queue = self.counts.number, %error, "verdicts were not taken");

@@ -162,12 +162,17 @@ pub(super) fn begin(out: &mut Vec<u8>, kind: u16, flags: u16, queue: u16) {
     out.extend_from_slice(&queue.to_be_bytes());
 }
 
-/// Appends an attribute, padded. By its own length: where it stands in `out` says nothing, as
-/// packets that belong in between are sent from elsewhere.
+/// Appends an attribute, padded.
 pub(super) fn put(out: &mut Vec<u8>, kind: i32, value: &[u8]) {
     open_attribute(out, kind, value.len());
     out.extend_from_slice(value);
-    out.resize(out.len() + aligned(value.len()) - value.len(), 0);
+    pad(out, value.len());
+}
+
+/// Appends what pads a value of `length` octets. Where it stands in `out` says nothing, as packets
+/// that belong in between are sent from elsewhere.
+pub(super) fn pad(out: &mut Vec<u8>, length: usize) {
+    out.resize(out.len() + aligned(length) - length, 0);
 }
 
 /// Appends the header of an attribute whose value of `length` octets follows elsewhere.

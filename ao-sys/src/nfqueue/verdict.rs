@@ -60,8 +60,7 @@ impl VerdictBuffer {
         message::open_attribute(&mut self.headers, libc::NFQA_PAYLOAD, length);
         message::finish(&mut self.headers, start, length);
         self.cuts.push(self.headers.len());
-        let padding = message::aligned(length) - length;
-        self.headers.resize(self.headers.len() + padding, 0);
+        message::pad(&mut self.headers, length);
     }
 
     /// Ends a run of drops, and drops what lies between the last settled packet and `id`: packets

@@ -244,7 +244,8 @@ impl Worker {
                 ticked = Instant::now();
                 self.engine.tick(self.shared.now());
                 self.record(&mut []);
-                self.finish_verdicts(&mut buffers.encoded);
+                // What the kernel did not take last time.
+                self.carry_out(&[], &[], &[], &mut buffers.encoded);
                 self.log.update(&self.engine);
             }
         }
@@ -473,13 +474,6 @@ impl Worker {
             if *verdict == Verdict::Transmit {
                 self.transmit(packet.link, packet.buf.bytes());
             }
-        }
-    }
-
-    /// Sends what the kernel did not take last time; mostly that is nothing.
-    fn finish_verdicts(&self, encoded: &mut VerdictBuffer) {
-        if let Err(error) = Verdicts::new(&self.queue, encoded).send() {
-            tracing::error!(queue = self.counts.number, %error, "verdicts were not taken");
         }
     }
 

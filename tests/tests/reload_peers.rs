@@ -147,11 +147,8 @@ fn names(sidecar: &Sidecar) -> Vec<Value> {
 }
 
 fn session_of(sidecar: &Sidecar, peer: &str) -> Option<Value> {
-    let sessions = sidecar.ask("sessions");
-    let sessions = sessions.as_array().into_iter().flatten();
-    let mut of_peer =
-        sessions.filter(|session| session["peer"] == peer && session["state"] == "established");
-    of_peer.next().cloned()
+    let mut sessions = sidecar.all_established().into_iter();
+    sessions.find(|session| session["peer"] == peer)
 }
 
 /// Not one segment of the peer was refused, and its session is the one it was.

@@ -279,16 +279,20 @@ impl Sidecar {
     /// When there is none, or more than one.
     #[must_use]
     pub fn established(&self) -> Value {
-        let sessions = self.ask("sessions");
-        let mut live = sessions
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(|session| session["state"] == "established");
-        match (live.next(), live.next()) {
-            (Some(session), None) => session.clone(),
-            _ => panic!("not one established session: {sessions}"),
+        match self.all_established().as_slice() {
+            [session] => session.clone(),
+            _ => panic!("not one established session: {}", self.ask("sessions")),
         }
+    }
+
+    /// All sessions that are established.
+    #[must_use]
+    pub fn all_established(&self) -> Vec<Value> {
+        let sessions = self.ask("sessions");
+        let all = sessions.as_array().into_iter().flatten();
+        all.filter(|session| session["state"] == "established")
+            .cloned()
+            .collect()
     }
 
     /// Refused packets of the peer and of the firewall, by reason.

@@ -84,13 +84,7 @@ fn keys_change_by_the_calendar_against_a_plain_kernel() {
         let seconds = EACH_WAY.as_secs().to_string();
         Ends::start((&at_b, server), (&at_a, client), &["--seconds", &seconds])
     });
-    wait::until("both sessions", UP, || {
-        let sessions = sidecar.ask("sessions");
-        let all = sessions.as_array().into_iter().flatten();
-        all.filter(|session| session["state"] == "established")
-            .count()
-            == 2
-    });
+    wait::until("both sessions", UP, || sidecar.all_established().len() == 2);
     let now = SystemTime::now();
     sidecar.reload(&peers(&chain(now)));
     let said = all.map(Ends::finish);

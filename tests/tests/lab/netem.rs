@@ -79,13 +79,8 @@ fn nothing_is_lost(family: Family) {
         10 * LIMIT,
     );
     for sidecar in &ends {
-        let sessions = sidecar.ask("sessions");
-        let sessions = sessions.as_array().expect("a list");
-        let live: Vec<&Value> = sessions
-            .iter()
-            .filter(|session| session["state"] == "established")
-            .collect();
-        assert_eq!(live.len(), 2, "{sessions:?}");
+        let live = sidecar.all_established();
+        assert_eq!(live.len(), 2, "{live:?}");
         for session in live {
             assert_eq!(session["segments_bad"], 0, "{session}");
             assert_eq!(session["segments_unsigned"], 0, "{session}");
